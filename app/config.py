@@ -1,0 +1,147 @@
+"""Settings: paddock.toml < environment (PADDOCK_...) < command line. The only module that reads the environment."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.errors import AppError
+
+DEFAULT_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DEFAULT_EMBEDDER = "all-MiniLM-L6-v2"
+
+# No library that we start may report usage or trace requests, and none may reach for a model hub by itself.
+QUIET = {
+    "ANONYMIZED_TELEMETRY": "False",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "LANGCHAIN_TRACING_V2": "false",
+    "LANGSMITH_TRACING": "false",
+    "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
+    "TOKENIZERS_PARALLELISM": "true",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+class Settings(BaseModel):
+    """Everything a user can set. Each field is a key of paddock.toml and, upper-cased behind PADDOCK_, a variable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    home: Path = Field(description="state folder; set by PADDOCK_HOME, not in paddock.toml")
+    model: str = Field(DEFAULT_MODEL, description="a file or folder under models/, or a path")
+    embedder: str = Field(DEFAULT_EMBEDDER, description="a sentence-transformers folder under models/, or a path")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="precision of the LLaMA's weights")
+    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
+    seed: int = Field(0, ge=0, description="seed of sampling")
+    kb: str = Field("default", min_length=1, description="knowledge base used when none is named")
+    k: int = Field(4, ge=1, le=50, description="chunks retrieved for a question")
+    min_score: float = Field(0.2, ge=-1.0, le=1.0, description="chunks less similar than this are not used")
+    max_answer_tokens: int = Field(192, ge=1, description="longest answer, in tokens")
+    max_prompt_tokens: int = Field(3072, ge=256, description="longest prompt, in tokens; never more than the model takes")
+    temperature: float = Field(0.0, ge=0.0, le=5.0, description="0 picks the most likely token every time")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="smallest set of tokens with this probability is sampled from")
+    chunk_tokens: int = Field(200, ge=32, description="longest chunk, in tokens of the embedder")
+    chunk_overlap: int = Field(32, ge=0, description="tokens that neighbouring chunks share")
+    max_file_mb: int = Field(200, ge=1, description="files larger than this are not ingested")
+    host: str = Field("127.0.0.1", description="address of the web UI")
+    port: int = Field(8501, ge=1, le=65535, description="port of the web UI")
+    password: str = Field("", description="asked for by the web UI; needed for any host but this machine")
+
+    @property
+    def inbox(self) -> Path:
+        return self.home / "inbox"
+
+    @property
+    def index(self) -> Path:
+        return self.home / "index"
+
+    @property
+    def models(self) -> Path:
+        return self.home / "models"
+
+    @property
+    def cache(self) -> Path:
+        return self.home / "cache"
+
+    def path_of_model(self, name: str) -> Path:
+        """A model's path: `name` under models/, else as a path of its own. It need not exist."""
+        inside = self.models / name
+        return inside if inside.exists() or not Path(name).expanduser().exists() else Path(name).expanduser()
+
+
+def state_folder(environ: Mapping[str, str] = os.environ, cwd: Path | None = None) -> Path:
+    """$PADDOCK_HOME, else ./data if it exists, else the platform's user-data folder."""
+    if environ.get("PADDOCK_HOME"):
+        return Path(environ["PADDOCK_HOME"]).expanduser().absolute()
+    here = (cwd or Path.cwd()) / "data"
+    return here if here.is_dir() else Path(platformdirs.user_data_dir("paddock", appauthor=False))
+
+
+def _known(key: str, where: str) -> None:
+    fields = [name for name in Settings.model_fields if name != "home"]
+    if key in fields:
+        return
+    near = difflib.get_close_matches(key, fields, n=1, cutoff=0.0)
+    raise AppError(f"unknown setting '{key}' in {where}; did you mean '{near[0]}'?")
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise AppError(f"{path} cannot be read as TOML: {error}; mend or remove it") from error
+    for key in values:
+        _known(key, str(path))
+    return values
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
+    values = {}
+    for name, value in environ.items():
+        if name.startswith("PADDOCK_") and name != "PADDOCK_HOME":
+            key = name.removeprefix("PADDOCK_").lower()
+            _known(key, f"the environment ({name})")
+            values[key] = value
+    return values
+
+
+def load_settings(
+    environ: Mapping[str, str] = os.environ, cwd: Path | None = None, **overrides: Any
+) -> Settings:
+    """Reads the settings; `overrides` come from the command line, and those that are None are left out.
+
+    Raises AppError with the key, where it stands and what it may be.
+    """
+    home = state_folder(environ, cwd)
+    layers = [
+        (str(home / "paddock.toml"), _from_file(home / "paddock.toml")),
+        ("the environment", _from_environ(environ)),
+        ("the command line", {key: value for key, value in overrides.items() if value is not None}),
+    ]
+    merged = {key: value for _, values in layers for key, value in values.items()}
+    try:
+        return Settings(home=home, **merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        where = next(name for name, values in reversed(layers) if key in values)
+        value = merged[key]
+        raise AppError(f"setting '{key}' in {where} is {value!r}: {first['msg'].lower()}") from error
+
+
+def quiet() -> None:
+    """Turns off telemetry, tracing and hub look-ups of the libraries; call before importing them."""
+    os.environ.update(QUIET)

@@ -1,0 +1,5 @@
+"""What can go wrong in the application itself, in one line for the user."""
+
+
+class AppError(Exception):
+    """A setting, file or request that cannot be used; the message says why and what to do."""

@@ -1,0 +1,1 @@
+"""Chroma and what stands around it: the store and the retriever."""
