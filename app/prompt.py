@@ -1,0 +1,111 @@
+"""Question, history and chunks to the messages that the model reads, within its context."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from langchain_core.documents import Document
+
+from app.errors import AppError
+from llama.chat import Message
+
+CHINESE = re.compile(r"[\u3400-\u9fff]")
+
+SYSTEM = {
+    "en": (
+        "You answer questions about the user's documents. Use only the passages given, and answer briefly. "
+        "If they do not hold the answer, say exactly: {refusal}"
+    ),
+    "zh": "你根据用户的文档回答问题。只使用给出的段落，用中文简短作答。如果段落中没有答案，请只回答：{refusal}",
+}
+REFUSAL = {
+    "en": "I could not find the answer in the documents.",
+    "zh": "我在文档中没有找到答案。",
+}
+NOTHING_INDEXED = {
+    "en": "The knowledge base '{kb}' holds no documents yet, so there is nothing to answer from.",
+    "zh": "知识库“{kb}”中还没有文档，因此无法作答。",
+}
+LABELS = {"en": ("Passages", "Question", "page {page}"), "zh": ("段落", "问题", "第 {page} 页")}
+
+# The small model sometimes goes on to write the next question itself.
+STOPS = ("\nQuestion:", "\nPassages:", "\n问题：", "\n段落：")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One earlier exchange of a conversation."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is given to the model, and the chunks that found room in it (a head of those retrieved)."""
+
+    ids: list[int]
+    messages: list[Message]
+    chunks: list[Document]
+
+
+def language_of(text: str) -> str:
+    """'zh' where Chinese characters stand in the text, else 'en'. Decides the language of prompt and refusal."""
+    return "zh" if CHINESE.search(text) else "en"
+
+
+def passage(number: int, chunk: Document, language: str = "en") -> str:
+    """A chunk as the model sees it: number, source, page and headings in one line, the text under it."""
+    page = chunk.metadata.get("page")
+    place = [chunk.metadata["source"]]
+    if page is not None:
+        place.append(LABELS[language][2].format(page=page))
+    if chunk.metadata.get("headings"):
+        place.append(chunk.metadata["headings"])
+    return f"[{number}] {', '.join(place)}\n{chunk.page_content.strip()}"
+
+
+def messages_for(question: str, history: Sequence[Turn], chunks: Sequence[Document]) -> list[Message]:
+    """The conversation as the chat template takes it; the passages stand in the last turn, before the question."""
+    language = language_of(question)
+    passages, asked, _ = LABELS[language]
+    colon = "：" if language == "zh" else ": "
+    shown = "\n\n".join(passage(number, chunk, language) for number, chunk in enumerate(chunks, 1))
+    messages: list[Message] = [{"role": "system", "content": SYSTEM[language].format(refusal=REFUSAL[language])}]
+    for turn in history:
+        messages.append({"role": "user", "content": turn.question})
+        messages.append({"role": "assistant", "content": turn.answer})
+    content = f"{passages}{colon.strip()}\n{shown}\n\n{asked}{colon}{question}"
+    messages.append({"role": "user", "content": content})
+    return messages
+
+
+def build(
+    question: str,
+    history: Sequence[Turn],
+    chunks: Sequence[Document],
+    encode: Callable[[Sequence[Message]], list[int]],
+    budget: int,
+) -> Prompt:
+    """The longest prompt of at most `budget` tokens, counted exactly by encoding it.
+
+    What does not fit is left out whole: first the oldest turns, then chunks from the end (the least similar ones).
+    Nothing is ever cut in the middle. Raises AppError when not even one chunk fits beside the question.
+    """
+    turns, kept = list(history), list(chunks)
+    while True:
+        messages = messages_for(question, turns, kept)
+        ids = encode(messages)
+        if len(ids) <= budget:
+            return Prompt(ids, messages, kept)
+        if turns:
+            turns.pop(0)
+        elif len(kept) > 1:
+            kept.pop()
+        else:
+            raise AppError(
+                f"the question and one passage take {len(ids)} tokens, but a prompt may have {budget}; "
+                "shorten the question, or raise max_prompt_tokens if the model's context allows"
+            )

@@ -1,0 +1,119 @@
+"""Builds every object once, when it is first needed, and hands it to whoever asks: command line, web UI, scripts."""
+
+from __future__ import annotations
+
+import threading
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from app.answer import Answerer
+from app.config import Settings
+from app.errors import AppError
+from ingest.embed import Embedder
+from ingest.sync import Ingestor
+from llama.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from langchain_core.retrievers import BaseRetriever
+
+    from llama.engine import Engine
+    from vectorstore.store import ChromaStore
+
+
+class Services:
+    """The application's objects for one set of settings. Safe to share among threads.
+
+    Constructing it costs nothing: torch, Chroma and the models are loaded by the first call that needs them.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._building = threading.RLock()
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        path = self.settings.path_of_model(self.settings.embedder)
+        return Embedder(path, cache=self.settings.cache / "embedder.json")
+
+    @cached_property
+    def ingestor(self) -> Ingestor:
+        settings = self.settings
+        return Ingestor(
+            inbox=settings.inbox,
+            index=settings.index,
+            embedder=self.embedder,
+            open_store=self.store,
+            chunk_tokens=settings.chunk_tokens,
+            chunk_overlap=settings.chunk_overlap,
+            max_file_mb=settings.max_file_mb,
+        )
+
+    @cached_property
+    def _client(self) -> Any:
+        from vectorstore.store import open_client
+
+        return open_client(self.settings.index / "chroma")
+
+    def store(self, kb: str, create: bool = False) -> ChromaStore:
+        """The store of a knowledge base. Raises StoreError when it is absent, damaged or of another embedder."""
+        from vectorstore.store import ChromaStore
+
+        with self._building:
+            client = self._client
+        return ChromaStore(client, kb, self.embedder, self.embedder.identity, create=create)
+
+    def retriever(self, kb: str, k: int) -> BaseRetriever | None:
+        """The retriever of a knowledge base, None while it holds nothing. Raises AppError for an unknown one."""
+        known = self.ingestor.kbs()
+        if kb not in known:
+            raise AppError(f"there is no knowledge base '{kb}'; known: {', '.join(known)}; see `paddock kb list`")
+        if not any(document.status == "indexed" for document in self.ingestor.documents(kb)):
+            return None
+        from vectorstore.retriever import DenseRetriever
+
+        return DenseRetriever(store=self.store(kb), k=k, min_score=self.settings.min_score)
+
+    @property
+    def model_name(self) -> str:
+        return self.settings.path_of_model(self.settings.model).name
+
+    @property
+    def engine(self) -> Engine:
+        """The loaded LLaMA; the first call takes seconds. Raises LlamaError."""
+        with self._building:
+            return self._engine
+
+    @cached_property
+    def _engine(self) -> Engine:
+        import torch
+
+        from llama.engine import load_engine
+
+        if self.settings.threads:
+            torch.set_num_threads(self.settings.threads)
+        path = self.settings.path_of_model(self.settings.model)
+        return load_engine(path, self.settings.device, self.settings.dtype)
+
+    @cached_property
+    def answerer(self) -> Answerer:
+        settings = self.settings
+        sampling = SamplingParams(
+            max_tokens=settings.max_answer_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=settings.seed,
+        )
+        return Answerer(self, settings.max_prompt_tokens, sampling)
+
+    def warm(self) -> None:
+        """Loads what the first question needs: embedder, index and model. Raises what they raise."""
+        self.embedder.embed_query("warm up")
+        with self._building:
+            self._client  # noqa: B018
+        self.engine.forward([0], self._warm_cache())
+
+    def _warm_cache(self) -> Any:
+        from llama.cache import KVCache
+
+        engine = self.engine
+        return KVCache(engine.model.config, 1, 1, engine.dtype, engine.device)

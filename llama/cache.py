@@ -1,0 +1,80 @@
+"""The key/value cache: an argument of `forward`, never state of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llama.config import ModelConfig
+from llama.errors import LlamaError
+
+
+class KVCache:
+    """Keys and values of every layer for a batch of rows, each row with a length of its own.
+
+    `k` and `v` are [layers, batch, kv_heads, capacity, head_dim]; keys are stored after the rotary embedding.
+    Row b holds `lengths[b]` tokens, at positions 0 to lengths[b] - 1.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (config.n_layers, batch, config.n_kv_heads, capacity, config.head_dim)
+        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = [0] * batch
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a row can hold."""
+        return self.k.shape[3]
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all rows are equally long, so that slices serve instead of indices."""
+        return len(set(self.lengths)) <= 1
+
+    def reset(self) -> None:
+        """Forgets every row; the memory stays."""
+        self.lengths = [0] * len(self.lengths)
+
+    def require(self, new: Sequence[int]) -> None:
+        """Raises LlamaError when `new[b]` further tokens do not fit into row b."""
+        if len(new) != len(self.lengths):
+            raise LlamaError(f"the cache holds {len(self.lengths)} rows, the batch has {len(new)}")
+        longest = max(length + n for length, n in zip(self.lengths, new, strict=True))
+        if longest > self.capacity:
+            raise LlamaError(f"{longest} tokens do not fit into a cache of {self.capacity}; shorten the prompt")
+
+    def update(self, layer: int, k: Tensor, v: Tensor, new: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Writes the new keys and values of one layer behind each row's end and returns all up to the longest row.
+
+        k, v: [batch, kv_heads, new tokens, head_dim], of which row b's first `new[b]` count.
+        Returns two views [batch, kv_heads, longest, head_dim]. Lengths change only by `advance`, after all layers.
+        """
+        size = k.shape[2]
+        start = self.lengths[0]
+        if self.uniform and all(n == size for n in new):
+            self.k[layer, :, :, start : start + size] = k
+            self.v[layer, :, :, start : start + size] = v
+        else:
+            for row, (length, n) in enumerate(zip(self.lengths, new, strict=True)):
+                self.k[layer, row, :, length : length + n] = k[row, :, :n]
+                self.v[layer, row, :, length : length + n] = v[row, :, :n]
+        end = max(length + n for length, n in zip(self.lengths, new, strict=True))
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+    def advance(self, new: Sequence[int]) -> None:
+        """Counts the tokens that the last forward wrote."""
+        self.lengths = [length + n for length, n in zip(self.lengths, new, strict=True)]

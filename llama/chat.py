@@ -1,0 +1,88 @@
+"""Chat templates: messages to token ids, the template rendered in a sandbox."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, TypedDict
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from llama.errors import LlamaError
+from llama.tokenizer import Tokenizer
+
+
+class Message(TypedDict):
+    role: str
+    content: str
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+class ChatTemplate:
+    """A model file's own jinja2 template. It is data from outside: sandboxed, immutable, without any loader."""
+
+    def __init__(self, source: str, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        # Whatever else the sandbox allows, a template of a few lines needs no long loops.
+        environment.globals["range"] = lambda *limits: range(*limits)[:10_000]
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise LlamaError(f"the model's chat template is not valid ({error}); use another model file") from error
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """The prompt as text. Raises LlamaError when the template refuses the messages or tries to leave the sandbox."""
+        names = {i: spelled for spelled, i in self._tokenizer.special.items()}
+        context: dict[str, Any] = {
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": names.get(-1 if self._tokenizer.bos_id is None else self._tokenizer.bos_id, ""),
+            "eos_token": next((names[i] for i in sorted(self._tokenizer.eos_ids) if i in names), ""),
+        }
+        try:
+            return self._template.render(context)
+        except Exception as error:  # a template can raise anything, from a type error to a sandbox violation
+            raise LlamaError(f"the model's chat template failed ({error}); use another model file") from error
+
+    def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of the prompt, with exactly one BOS where the model wants one.
+
+        Only the template's own text can become a special token. In what people and documents wrote, a mark is put
+        into each spelled-out special token before rendering and taken out of the text afterwards, so that
+        `<|im_end|>` in a document is encoded as the ten characters that it is.
+        """
+        special = self._tokenizer.special
+        mark = _unused_character(messages)
+        spelled = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
+        guarded: list[Message] = [
+            {"role": m["role"], "content": spelled.sub(lambda hit: hit[0][0] + mark + hit[0][1:], m["content"])}
+            for m in messages
+        ]
+        text = self.render(guarded, add_generation_prompt)
+        ids: list[int] = []
+        end = 0
+        for hit in spelled.finditer(text):
+            ids += self._tokenizer.encode(text[end : hit.start()].replace(mark, ""))
+            ids.append(special[hit[0]])
+            end = hit.end()
+        ids += self._tokenizer.encode(text[end:].replace(mark, ""))
+        bos = self._tokenizer.bos_id
+        if self._tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
+            ids.insert(0, bos)
+        return ids
+
+
+def _unused_character(messages: Sequence[Message]) -> str:
+    """A private-use character that no message contains."""
+    present = {character for message in messages for character in message["content"]}
+    return next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in present)

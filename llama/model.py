@@ -1,0 +1,185 @@
+"""The LLaMA (Touvron et al. 2023): RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+Shape letters: B rows of a batch, S new tokens of a row, T tokens that can be attended to, D model width,
+H query heads, G key/value heads, R = H / G queries that share one, E width of a head, V vocabulary.
+Parameter names are those of Hugging Face's LLaMA, so that adapters made for it fit. Rotary pairs are (i, i + E/2);
+a checkpoint that pairs (2i, 2i + 1) is permuted when it is read (checkpoint.py), nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llama.cache import KVCache
+from llama.config import ModelConfig
+from llama.errors import LlamaError
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight (Zhang & Sennrich 2019, eq. 4). The mean square is taken in fp32, whatever x is in."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale).to(x.dtype) * self.weight
+
+
+class RotaryTable:
+    """cos and sin of every position (Su et al. 2021, section 3.4.2), in fp32.
+
+    Not a module: `model.to(bfloat16)` must not reach it, for bf16 cannot tell positions above 256 apart.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        # On the CPU whatever the default device is: a model built on meta needs real angles.
+        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
+        positions = torch.arange(config.context_length, dtype=torch.float32, device="cpu")
+        angles = torch.outer(positions, config.rope_theta**-half)
+        self.cos, self.sin = angles.cos(), angles.sin()  # [context_length, E/2] each
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions [B, S] -> cos and sin, each [B, 1, S, E/2] on the positions' device."""
+        if self.cos.device != positions.device:
+            self.cos, self.sin = self.cos.to(positions.device), self.sin.to(positions.device)
+        return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns each pair (i, i + E/2) of x [B, heads, S, E] by its position's angle; computed in fp32."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023) through PyTorch's scaled dot product."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
+        self.q_proj = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        rows, size, _ = x.shape
+        q = self.q_proj(x).view(rows, size, self.n_heads, self.head_dim).transpose(1, 2)
+        k = self.k_proj(x).view(rows, size, self.n_kv_heads, self.head_dim).transpose(1, 2)
+        v = self.v_proj(x).view(rows, size, self.n_kv_heads, self.head_dim).transpose(1, 2)
+        q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
+        if step.cache is not None:
+            k, v = step.cache.update(self.layer, k, v, step.new)
+        if size == 1:
+            # The R queries of one key/value head become rows of one product: no copy of K and V, and no slow path.
+            grouped = q.view(rows, self.n_kv_heads, -1, self.head_dim)
+            out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=step.mask)
+            out = out.view(rows, self.n_heads, 1, self.head_dim)
+        else:
+            repeat = self.n_heads // self.n_kv_heads
+            k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=step.mask, is_causal=step.causal)
+        return self.o_proj(out.transpose(1, 2).reshape(rows, size, -1))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020, eq. 6): down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), step)
+        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+
+
+class Step:
+    """What all layers of one forward share: rotary angles, mask and cache."""
+
+    def __init__(self, rope: RotaryTable, tokens: Tensor, cache: KVCache | None, new: Sequence[int] | None) -> None:
+        rows, size = tokens.shape
+        self.cache = cache
+        self.new = [size] * rows if new is None else list(new)
+        past = cache.lengths if cache is not None else [0] * rows
+        offsets = torch.tensor(past, device=tokens.device)
+        # Padding behind a short row may point past the table; its result is never read.
+        positions = (offsets[:, None] + torch.arange(size, device=tokens.device)).clamp(max=len(rope.cos) - 1)
+        self.cos, self.sin = rope.at(positions)
+        uniform = len(set(past)) == 1 and all(n == size for n in self.new)
+        self.causal = uniform and past[0] == 0 and size > 1
+        self.mask: Tensor | None = None
+        if not uniform or (size > 1 and not self.causal):
+            total = max(p + n for p, n in zip(past, self.new, strict=True)) if cache is not None else size
+            keys = torch.arange(total, device=tokens.device)
+            self.mask = (keys <= positions[:, :, None]).unsqueeze(1)  # [B, 1, S, T]
+
+
+class Transformer(nn.Module):
+    """Tokens to logits. Training and inference share this one forward."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.rope = RotaryTable(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        if config.tied:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    def forward(
+        self,
+        tokens: Tensor,
+        cache: KVCache | None = None,
+        new: Sequence[int] | None = None,
+        last: bool = False,
+    ) -> Tensor:
+        """Logits of the token that follows each given one.
+
+        tokens: int64 [B, S], the new tokens; with a cache they come behind what it holds, and it is advanced.
+        new: how many of each row's S tokens count (the rest is padding on the right); all of them by default.
+        last: give only each row's last counted position.
+        Returns [B, S, V], or [B, 1, V] with `last`, in the weights' dtype.
+        Raises LlamaError when the tokens do not fit the context or the cache.
+        """
+        rows, size = tokens.shape
+        counted = [size] * rows if new is None else list(new)
+        longest = max(counted) if cache is None else max(p + n for p, n in zip(cache.lengths, counted, strict=True))
+        if longest > self.config.context_length:
+            raise LlamaError(f"{longest} tokens exceed the model's context of {self.config.context_length}")
+        if cache is not None:
+            cache.require(counted)
+        step = Step(self.rope, tokens, cache, new)
+        x = self.embed_tokens(tokens)
+        for layer in self.layers:
+            x = layer(x, step)
+        if cache is not None:
+            cache.advance(step.new)
+        if last:
+            x = x[torch.arange(rows), torch.tensor(step.new) - 1].unsqueeze(1)
+        return self.lm_head(self.norm(x))  # type: ignore[no-any-return]

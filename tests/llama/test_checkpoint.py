@@ -1,0 +1,206 @@
+"""Model files: the right order of rows, and one clear line for every file that is not a LLaMA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from llama.checkpoint import load_transformer, open_gguf, unpermute
+from llama.engine import Engine, load_engine
+from llama.errors import LlamaError
+
+SHAPE = {"dim": 48, "layers": 2, "heads": 4, "kv": 2, "head_dim": 16, "ffn": 64, "vocabulary": 96}
+
+
+def tensors(rng: np.random.Generator, tied: bool = True) -> dict[str, np.ndarray[Any, Any]]:
+    d, h, g, e, f, v = (SHAPE[k] for k in ("dim", "heads", "kv", "head_dim", "ffn", "vocabulary"))
+    out = {"token_embd.weight": (v, d), "output_norm.weight": (d,)}
+    if not tied:
+        out["output.weight"] = (v, d)
+    for n in range(SHAPE["layers"]):
+        out |= {
+            f"blk.{n}.attn_norm.weight": (d,),
+            f"blk.{n}.attn_q.weight": (h * e, d),
+            f"blk.{n}.attn_k.weight": (g * e, d),
+            f"blk.{n}.attn_v.weight": (g * e, d),
+            f"blk.{n}.attn_output.weight": (d, h * e),
+            f"blk.{n}.ffn_norm.weight": (d,),
+            f"blk.{n}.ffn_gate.weight": (f, d),
+            f"blk.{n}.ffn_up.weight": (f, d),
+            f"blk.{n}.ffn_down.weight": (d, f),
+        }
+    return {name: rng.standard_normal(shape).astype(np.float32) * 0.1 for name, shape in out.items()}
+
+
+def write(path: Path, weights: dict[str, np.ndarray[Any, Any]], architecture: str = "llama", **extra: Any) -> Path:
+    """A tiny GGUF file; head_dim (16) is not dim / heads (12)."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(SHAPE["layers"])
+    writer.add_embedding_length(SHAPE["dim"])
+    writer.add_head_count(SHAPE["heads"])
+    writer.add_head_count_kv(SHAPE["kv"])
+    writer.add_key_length(SHAPE["head_dim"])
+    writer.add_rope_dimension_count(SHAPE["head_dim"])
+    writer.add_feed_forward_length(SHAPE["ffn"])
+    writer.add_context_length(128)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(["<s>", "</s>", *map(chr, range(33, 126)), "ab"])
+    writer.add_token_types([3, 3] + [1] * 94)
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(1)
+    for key, value in extra.items():
+        writer.add_string(key.replace("__", "."), value)
+    for name, value in weights.items():
+        writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def naive(weights: dict[str, np.ndarray[Any, Any]], ids: list[int], tied: bool) -> torch.Tensor:
+    """The architecture from its definition, slowly: Meta's pairs (2i, 2i+1) as complex numbers, heads in loops."""
+    w = {name: torch.from_numpy(value).double() for name, value in weights.items()}
+    h, g, e = SHAPE["heads"], SHAPE["kv"], SHAPE["head_dim"]
+
+    def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+    def turn(x: torch.Tensor, position: int) -> torch.Tensor:
+        angle = position * 10000.0 ** (-torch.arange(0, e, 2).double() / e)
+        turned = torch.view_as_complex(x.view(-1, 2)) * torch.polar(torch.ones_like(angle), angle)
+        return torch.view_as_real(turned).flatten()
+
+    x = w["token_embd.weight"][ids]
+    for n in range(SHAPE["layers"]):
+        y = norm(x, w[f"blk.{n}.attn_norm.weight"])
+        q, k, v = (y @ w[f"blk.{n}.attn_{p}.weight"].T for p in "qkv")
+        out = torch.zeros(len(ids), h * e).double()
+        for i in range(len(ids)):
+            for head in range(h):
+                shared = head * g // h
+                query = turn(q[i, head * e : (head + 1) * e], i)
+                keys = torch.stack([turn(k[j, shared * e : (shared + 1) * e], j) for j in range(i + 1)])
+                share = torch.softmax(keys @ query / e**0.5, 0)
+                out[i, head * e : (head + 1) * e] = share @ v[: i + 1, shared * e : (shared + 1) * e]
+        x = x + out @ w[f"blk.{n}.attn_output.weight"].T
+        y = norm(x, w[f"blk.{n}.ffn_norm.weight"])
+        gate = y @ w[f"blk.{n}.ffn_gate.weight"].T
+        x = x + (gate * torch.sigmoid(gate) * (y @ w[f"blk.{n}.ffn_up.weight"].T)) @ w[f"blk.{n}.ffn_down.weight"].T
+    return norm(x, w["output_norm.weight"]) @ w["token_embd.weight" if tied else "output.weight"].T
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tiny_model_equals_the_definition(tmp_path: Path, tied: bool) -> None:
+    weights = tensors(np.random.default_rng(0), tied)
+    checkpoint = open_gguf(write(tmp_path / "tiny.gguf", weights))
+    model = load_transformer(checkpoint, torch.float32, "cpu")
+    ids = list(range(7, 27))
+    with torch.inference_mode():
+        ours = model(torch.tensor([ids]))[0]
+    assert torch.allclose(ours.double(), naive(weights, ids, tied), atol=1e-5)
+    assert (model.lm_head.weight.data_ptr() == model.embed_tokens.weight.data_ptr()) == tied
+
+
+def test_unpermute_moves_pairs_apart() -> None:
+    rows = torch.arange(8.0)[:, None].expand(8, 3)
+    assert unpermute(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_weights_do_not_depend_on_the_file_afterwards(tmp_path: Path) -> None:
+    path = write(tmp_path / "tiny.gguf", tensors(np.random.default_rng(0)))
+    model = load_transformer(open_gguf(path), torch.float32, "cpu")
+    before = model.norm.weight.clone()
+    with path.open("r+b") as file:
+        file.seek(-1000, 2)
+        file.write(b"\xff" * 1000)
+    assert torch.equal(model.norm.weight, before)
+
+
+def no_file(folder: Path) -> Path:
+    return folder / "absent.gguf"
+
+
+def zero_bytes(folder: Path) -> Path:
+    (folder / "empty.gguf").write_bytes(b"")
+    return folder / "empty.gguf"
+
+
+def not_gguf(folder: Path) -> Path:
+    (folder / "page.gguf").write_text("<html>404</html>" * 100)
+    return folder / "page.gguf"
+
+
+def cut_short(folder: Path) -> Path:
+    whole = write(folder / "cut.gguf", tensors(np.random.default_rng(0))).read_bytes()
+    (folder / "cut.gguf").write_bytes(whole[: len(whole) * 2 // 3])
+    return folder / "cut.gguf"
+
+
+def cut_in_header(folder: Path) -> Path:
+    whole = write(folder / "head.gguf", tensors(np.random.default_rng(0))).read_bytes()
+    (folder / "head.gguf").write_bytes(whole[:300])
+    return folder / "head.gguf"
+
+
+def other_architecture(folder: Path) -> Path:
+    return write(folder / "other.gguf", tensors(np.random.default_rng(0)), "mamba")
+
+
+def missing_tensor(folder: Path) -> Path:
+    weights = tensors(np.random.default_rng(0))
+    del weights["blk.1.attn_k.weight"]
+    return write(folder / "missing.gguf", weights)
+
+
+def surplus_tensor(folder: Path) -> Path:
+    return write(folder / "surplus.gguf", {**tensors(np.random.default_rng(0)), "blk.0.attn_q.bias": np.ones(64, "f4")})
+
+
+def wrong_shape(folder: Path) -> Path:
+    weights = tensors(np.random.default_rng(0))
+    weights["blk.0.ffn_up.weight"] = np.ones((10, 48), "f4")
+    return write(folder / "shape.gguf", weights)
+
+
+def scaled_rope(folder: Path) -> Path:
+    return write(folder / "rope.gguf", tensors(np.random.default_rng(0)), **{"llama__rope__scaling__type": "yarn"})
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (no_file, "paddock models pull"),
+        (zero_bytes, "0 bytes"),
+        (not_gguf, "not a whole GGUF"),
+        (cut_short, "not a whole GGUF"),
+        (cut_in_header, "not a whole GGUF"),
+        (other_architecture, "architecture is 'mamba'"),
+        (missing_tensor, "missing layers.1.self_attn.k_proj.weight"),
+        (surplus_tensor, "surplus blk.0.attn_q.bias"),
+        (wrong_shape, "blk.0.ffn_up.weight is \\[10, 48\\], not \\[64, 48\\]"),
+        (scaled_rope, "scales its rotary positions"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path: Path, make: Callable[[Path], Path], says: str) -> None:
+    path = make(tmp_path)
+    with pytest.raises(LlamaError, match=says) as caught:
+        load_engine(path, "cpu", "float32")
+    assert path.name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_base_model_cannot_chat(tmp_path: Path) -> None:
+    engine: Engine = load_engine(write(tmp_path / "tiny.gguf", tensors(np.random.default_rng(0))), "cpu")
+    with pytest.raises(LlamaError, match="chat"):
+        engine.encode_chat([{"role": "user", "content": "x"}])

@@ -1,0 +1,146 @@
+"""Sampling, stopping, streaming and cancelling."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from llama.engine import Engine, choose_device
+from llama.errors import LlamaError
+from llama.sampling import Sampler, SamplingParams, StopText, nucleus
+
+
+def ask(engine: Engine, text: str = "Name three animals that live in the Andes.") -> list[int]:
+    return engine.encode_chat([{"role": "user", "content": text}])
+
+
+def test_answers_and_ends_by_itself(engine: Engine) -> None:
+    generation = engine.generate(ask(engine, "What is the capital of France?"), SamplingParams(max_tokens=50))
+    assert "Paris" in "".join(generation)
+    usage = generation.usage
+    assert usage.finish_reason == "stop"
+    assert usage.answer_tokens == len(generation.tokens) < 50
+    assert usage.prefill_s > 0
+    assert usage.decode_s > 0
+
+
+def test_maximum_tokens(engine: Engine) -> None:
+    generation = engine.generate(ask(engine), SamplingParams(max_tokens=5))
+    assert len(list(generation)) <= 5
+    assert (generation.usage.answer_tokens, generation.usage.finish_reason) == (5, "length")
+
+
+def test_seed_decides_the_draws(engine: Engine) -> None:
+    def drawn(seed: int) -> str:
+        params = SamplingParams(max_tokens=24, temperature=1.2, top_p=0.95, seed=seed)
+        return "".join(engine.generate(ask(engine), params))
+
+    assert drawn(1) == drawn(1)
+    assert len({drawn(seed) for seed in (1, 2, 3)}) > 1
+
+
+def test_stop_string_is_not_shown(engine: Engine) -> None:
+    plain = "".join(engine.generate(ask(engine), SamplingParams(max_tokens=40)))
+    stop = plain[20:26]
+    generation = engine.generate(ask(engine), SamplingParams(max_tokens=40, stop=(stop,)))
+    assert "".join(generation) == plain[: plain.index(stop)]
+    assert generation.usage.finish_reason == "stop"
+
+
+def test_cancel_from_another_thread(engine: Engine) -> None:
+    cancel = threading.Event()
+    generation = engine.generate(ask(engine), SamplingParams(max_tokens=400), cancel)
+    said = []
+    for piece in generation:
+        said.append(piece)
+        if len(said) == 3:
+            threading.Thread(target=cancel.set).start()
+            cancel.wait()
+    assert generation.usage.finish_reason == "cancelled"
+    assert generation.usage.answer_tokens < 10
+
+
+def test_cancel_before_the_first_token(engine: Engine) -> None:
+    generation = engine.generate(ask(engine), SamplingParams())
+    generation.cancel()
+    assert list(generation) == []
+    assert generation.usage.finish_reason == "cancelled"
+
+
+def test_two_requests_at_once_do_not_mix(engine: Engine) -> None:
+    prompts = [ask(engine, "What is the capital of France?"), ask(engine, "用中文介绍一下羊驼。")]
+    params = SamplingParams(max_tokens=16)
+    alone = ["".join(engine.generate(prompt, params)) for prompt in prompts]
+    together = [""] * 2
+
+    def work(i: int) -> None:
+        together[i] = "".join(engine.generate(prompts[i], params))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == alone
+
+
+def test_prompts_that_do_not_fit_are_refused(engine: Engine) -> None:
+    with pytest.raises(LlamaError, match="empty"):
+        engine.generate([], SamplingParams())
+    with pytest.raises(LlamaError, match="8192"):
+        engine.generate([5] * 8192, SamplingParams())
+
+
+def test_an_answer_ends_where_the_context_does(engine: Engine) -> None:
+    config = engine.model.config
+    assert config.context_length == 8192
+    short = Engine(engine.model, engine.tokenizer, engine.template, "short")
+    prompt = ask(engine)
+    object.__setattr__(config, "context_length", len(prompt) + 3)
+    try:
+        generation = short.generate(prompt, SamplingParams(max_tokens=100))
+        list(generation)
+    finally:
+        object.__setattr__(config, "context_length", 8192)
+    assert (generation.usage.answer_tokens, generation.usage.finish_reason) == (3, "length")
+
+
+def test_nucleus_keeps_the_smallest_set_that_reaches_p() -> None:
+    kept = nucleus(torch.tensor([0.1, 0.5, 0.25, 0.15]), 0.7)
+    assert torch.allclose(kept, torch.tensor([0.0, 2 / 3, 1 / 3, 0.0]))
+    assert torch.allclose(nucleus(torch.tensor([0.6, 0.4]), 0.1), torch.tensor([1.0, 0.0]))
+
+
+def test_draws_follow_the_temperature() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0])
+    sampler = Sampler(SamplingParams(temperature=0.5, seed=7))
+    drawn = torch.bincount(torch.tensor([sampler(logits) for _ in range(4000)]), minlength=3) / 4000
+    assert torch.allclose(drawn, torch.softmax(logits / 0.5, -1), atol=0.03)
+    assert Sampler(SamplingParams())(logits) == 0
+
+
+@pytest.mark.parametrize(
+    ("pieces", "shown"),
+    [
+        (["ab", "c", "END", "more"], "abc"),
+        (["abE", "N", "Dx"], "ab"),
+        (["abE", "N", "x"], "abENx"),
+        (["EN", "END"], "EN"),
+        (["no stop", " E"], "no stop E"),
+    ],
+)
+def test_stop_text(pieces: list[str], shown: str) -> None:
+    stop = StopText(["END", ""])
+    out = [stop.push(piece) for piece in pieces]
+    assert "".join(out) + stop.flush() == shown
+    assert not any("EN" in "".join(out[: i + 1]).removesuffix("EN") for i in range(len(out))) or not stop.hit
+    assert stop.hit == (shown in ("abc", "ab", "EN"))
+
+
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(LlamaError, match="--device"):
+        choose_device("cuda:77")
+    with pytest.raises(LlamaError, match="--device"):
+        choose_device("toaster")
