@@ -39,7 +39,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Answer:
-    """A finished answer. `passages` are the chunks that the model read, `pieces` the answer with its citations' numbers."""
+    """A finished answer: `passages` are the chunks that the model read, `pieces` the text with citation numbers."""
 
     question: str
     answer: str
@@ -129,11 +129,8 @@ class Answerer:
         budget = min(self._max_prompt_tokens, engine.context_length - self._sampling.max_tokens)
         prompt = build(question, history, chunks, engine.encode_chat, budget)
         generation = engine.generate(prompt.ids, self._sampling, cancel)
-        said = []
-        for piece in generation:
-            said.append(piece)
-            yield piece
-        yield finish("".join(said), passages=prompt.chunks, usage=generation.usage)
+        yield from generation
+        yield finish(generation.text, passages=prompt.chunks, usage=generation.usage)
 
 
 @dataclass(frozen=True)
@@ -154,10 +151,14 @@ class _Finish:
             # The model found nothing in the passages (or said nothing): told as a refusal, in our own words.
             clean, refused = REFUSAL[language_of(self.question)], True
         cited = cite(clean, () if refused else passages)
-        figures = {} if usage is None else {
-            name: getattr(usage, name)
-            for name in ("prefill_s", "decode_s", "prompt_tokens", "cached_tokens", "answer_tokens")
-        }
+        figures = (
+            {}
+            if usage is None
+            else {
+                name: getattr(usage, name)
+                for name in ("prefill_s", "decode_s", "prompt_tokens", "cached_tokens", "answer_tokens")
+            }
+        )
         total = time.perf_counter() - self.started
         return Answer(
             question=self.question,
@@ -189,5 +190,3 @@ def check_question(question: str) -> str:
             "shorten it, or put the text into a document and ask about that"
         )
     return question
-
-

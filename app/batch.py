@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,5 +192,5 @@ def _rewritten(out: Path, rows: Iterable[Row]) -> Any:
     temporary = out.with_name(out.name + ".part")
     with temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    os.replace(temporary, out)
+    temporary.replace(out)
     return out.open("a", encoding="utf-8")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from langchain_core.documents import Document
 
-# A sentence ends at Chinese end marks, at Latin ones before a space, and at a line's end (lists and table rows).
-SENTENCE = re.compile(r"[^\n。！？；]*?(?:[。！？；]+|[.!?]+[\"')\]]*(?=\s)|(?=\n)|$)", re.DOTALL)
+# A sentence ends at Chinese end marks, and at Latin ones before white space.
+END = re.compile(r"[。！？；]+|[.!?]+[\"'”’)\]]*(?=\s)")
+NUMBERED = re.compile(r"\s*\d+\.")  # the number of a list item ends nothing
+# A line that stands by itself: a heading, a table row, a list item. Other line breaks (a PDF has them in mid-sentence)
+# end nothing unless an empty line follows.
+OWN_LINE = re.compile(r"\s*(?:#{1,6} |\||[-*+•] |\d+[.)、] |$)")
 WORD = re.compile(r"\d+(?:[.,:/-]\d+)*|[^\W\d_\u3400-\u9fff]+(?:['’][^\W\d_]+)?|[\u3400-\u9fff]+")
 MARKER = re.compile(r"\s*\[\d{1,3}\]")
 COMMON = frozenset(
-    "a an the and or but if of in on at to for from by with as is are was were be been being am do does did has have had "
-    "it its this that these those there here he she they them his her their we our you your i me my not no so than then "
-    "can could will would shall should may might must also which who whom what when where how why all any each per "
-    "according passage passages question answer document documents".split()
+    """a an the and or but if of in on at to for from by with as is are was were be been being am do does did has have
+    had it its this that these those there here he she they them his her their we our you your i me my not no so than
+    then can could will would shall should may might must also which who whom what when where how why all any each per
+    according passage passages question answer document documents""".split()  # noqa: SIM905  read as prose
 )
 ENOUGH = 0.5  # share of a sentence's words that a quote must hold to count as its support
 
@@ -43,14 +48,27 @@ class Cited:
 
 
 def spans(text: str) -> list[tuple[int, int]]:
-    """(start, end) of every sentence, without the space around it; all other text is between them."""
+    """(start, end) of every sentence, list item, heading and table row, without the space around it."""
+    cuts = [0]
+    start = 0
+    alone = True
+    for line in text.splitlines(keepends=True):
+        here = bool(OWN_LINE.match(line.rstrip("\r\n")))
+        # A table row and a heading end with their line; a list item may run on into lines of its own.
+        if here or alone:
+            cuts.append(start)
+        alone = not line.strip() or (here and line.lstrip().startswith(("#", "|")))
+        start += len(line)
+    for hit in END.finditer(text):
+        line_so_far = text[text.rfind("\n", 0, hit.start()) + 1 : hit.end()]
+        if not NUMBERED.fullmatch(line_so_far):
+            cuts.append(hit.end())
+    cuts = sorted({*cuts, len(text)})
     found = []
-    for hit in SENTENCE.finditer(text):
-        piece = hit[0]
-        start = hit.start() + len(piece) - len(piece.lstrip())
-        end = hit.start() + len(piece.rstrip())
-        if end > start:
-            found.append((start, end))
+    for begin, end in itertools.pairwise(cuts):
+        piece = text[begin:end]
+        if piece.strip():
+            found.append((begin + len(piece) - len(piece.lstrip()), begin + len(piece.rstrip())))
     return found
 
 

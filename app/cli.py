@@ -206,7 +206,9 @@ def models_pull(names: tuple[str, ...], source: Path | None, verify: bool) -> No
     """Fetch the default models (or those named), check their SHA-256 and put them into the state folder."""
     from app.models import pull
 
-    pull(config.load_settings().models, names or None, source, verify=verify, say=lambda line: click.echo(line, err=True))
+    pull(
+        config.load_settings().models, names or None, source, verify=verify, say=lambda line: click.echo(line, err=True)
+    )
 
 
 @models.command("info")

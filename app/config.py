@@ -48,9 +48,13 @@ class Settings(BaseModel):
     k: int = Field(4, ge=1, le=50, description="chunks retrieved for a question")
     min_score: float = Field(0.2, ge=-1.0, le=1.0, description="chunks less similar than this are not used")
     max_answer_tokens: int = Field(192, ge=1, description="longest answer, in tokens")
-    max_prompt_tokens: int = Field(3072, ge=256, description="longest prompt, in tokens; never more than the model takes")
+    max_prompt_tokens: int = Field(
+        3072, ge=256, description="longest prompt, in tokens; never more than the model takes"
+    )
     temperature: float = Field(0.0, ge=0.0, le=5.0, description="0 picks the most likely token every time")
-    top_p: float = Field(1.0, gt=0.0, le=1.0, description="smallest set of tokens with this probability is sampled from")
+    top_p: float = Field(
+        1.0, gt=0.0, le=1.0, description="smallest set of tokens with this probability is sampled from"
+    )
     chunk_tokens: int = Field(200, ge=32, description="longest chunk, in tokens of the embedder")
     chunk_overlap: int = Field(32, ge=0, description="tokens that neighbouring chunks share")
     max_file_mb: int = Field(200, ge=1, description="files larger than this are not ingested")
@@ -118,9 +122,7 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def load_settings(
-    environ: Mapping[str, str] = os.environ, cwd: Path | None = None, **overrides: Any
-) -> Settings:
+def load_settings(environ: Mapping[str, str] = os.environ, cwd: Path | None = None, **overrides: Any) -> Settings:
     """Reads the settings; `overrides` come from the command line, and those that are None are left out.
 
     Raises AppError with the key, where it stands and what it may be.

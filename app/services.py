@@ -33,7 +33,7 @@ class Services:
     @cached_property
     def embedder(self) -> Embedder:
         path = self.settings.path_of_model(self.settings.embedder)
-        return Embedder(path, cache=self.settings.cache / "embedder.json")
+        return Embedder(path, hash_cache=self.settings.cache / "embedder.json")
 
     @cached_property
     def ingestor(self) -> Ingestor:
@@ -67,7 +67,7 @@ class Services:
         known = self.ingestor.kbs()
         if kb not in known:
             raise AppError(f"there is no knowledge base '{kb}'; known: {', '.join(known)}; see `paddock kb list`")
-        if not any(document.status == "indexed" for document in self.ingestor.documents(kb)):
+        if not any(row.status == "indexed" for row in self.ingestor.manifest.files(kb).values()):
             return None
         from vectorstore.retriever import DenseRetriever
 

@@ -41,7 +41,7 @@ class ChatTemplate:
             raise LlamaError(f"the model's chat template is not valid ({error}); use another model file") from error
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The prompt as text. Raises LlamaError when the template refuses the messages or tries to leave the sandbox."""
+        """The prompt as text. Raises LlamaError when the template refuses the messages or leaves the sandbox."""
         names = {i: spelled for spelled, i in self._tokenizer.special.items()}
         context: dict[str, Any] = {
             "messages": [dict(message) for message in messages],

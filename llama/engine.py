@@ -17,7 +17,7 @@ from llama.chat import ChatTemplate, Message
 from llama.checkpoint import load_transformer, open_gguf
 from llama.errors import LlamaError
 from llama.model import Transformer
-from llama.sampling import Sampler, SamplingParams, StopText
+from llama.sampling import Sampler, SamplingParams, StopText, looping
 from llama.tokenizer import Tokenizer
 
 PREFILL_CHUNK = 512  # tokens: a cancelled request stops within one chunk, and memory stays bounded
@@ -88,6 +88,7 @@ class Generation:
     def __init__(self, engine: Engine, prompt: list[int], params: SamplingParams, cancel: threading.Event) -> None:
         self.usage = Usage(prompt_tokens=len(prompt))
         self.tokens: list[int] = []
+        self.text = ""  # what was given out so far; without its repetitions when the model ran in circles
         self._engine, self._prompt, self._params, self._cancel = engine, prompt, params, cancel
         self._pieces = self._run()
 
@@ -118,13 +119,20 @@ class Generation:
             # Before the yield: a reader that leaves the loop early must find the figures right.
             usage.decode_s = time.perf_counter() - started
             if text:
+                self.text += text
                 yield text
+            if repeated := looping(self.tokens):
+                del self.tokens[-repeated:]
+                self.text = engine.tokenizer.decode(self.tokens)
+                usage.finish_reason = "stop"
+                return
             if stop.hit or usage.answer_tokens >= budget or self._cancel.is_set():
                 usage.finish_reason = "stop" if stop.hit else "cancelled" if self._cancel.is_set() else "length"
                 break
             logits = engine.forward([token], cache)
         usage.decode_s = time.perf_counter() - started
         if rest := stop.push(stream.flush()) + stop.flush():
+            self.text += rest
             yield rest
 
     def _prefill(self, cache: KVCache) -> torch.Tensor | None:
@@ -143,7 +151,7 @@ class Generation:
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices at least as fast as fp32 ones."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

@@ -45,6 +45,22 @@ def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     return torch.zeros_like(probabilities).scatter(-1, order, kept / kept.sum())
 
 
+def looping(tokens: Sequence[int], times: int = 3, least: int = 18, longest: int = 64) -> int:
+    """How many tokens at the end only say again what stands before them; 0 while the text still moves on.
+
+    A small model under greedy decoding can fall into a cycle that it never leaves. A cycle is a sequence of at most
+    `longest` tokens, said at least `times` times in a row and `least` tokens long in all.
+    """
+    for period in range(1, longest + 1):
+        length = max(times * period, least)
+        if length > len(tokens):
+            continue
+        tail = tokens[-length:]
+        if tail[period:] == tail[:-period]:
+            return length - period
+    return 0
+
+
 class StopText:
     """Ends a stream at the first stop string and never lets a part of one through.
 

@@ -34,7 +34,7 @@ def _digits_first() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _byte_level()])
 
 
-# tokenizer.ggml.pre -> how text is cut before merging. Guessing would silently degrade the model, so others are refused.
+# tokenizer.ggml.pre -> how text is cut before merging. A guess would silently degrade the model: others are refused.
 PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {"gpt-2": _byte_level, "smollm": _digits_first}
 
 
@@ -52,7 +52,7 @@ class Tokenizer:
         add_bos: bool,
     ) -> None:
         self._bpe = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, list(merges)))
-        self._bpe.pre_tokenizer = pre_tokenizer  # type: ignore[assignment]
+        self._bpe.pre_tokenizer = pre_tokenizer
         self.special = {vocabulary[i]: i for i in special_ids}
         self.bos_id, self.eos_ids, self.add_bos = bos_id, frozenset(eos_ids), add_bos
         self.vocab_size = len(vocabulary)
@@ -62,7 +62,9 @@ class Tokenizer:
             for i, token in enumerate(vocabulary)
         ]
         self._vocabulary = list(vocabulary)
-        self._unspelled = frozenset(BYTE_OF.values()) - {byte for token in self._bytes if len(token) == 1 for byte in token}
+        self._unspelled = frozenset(BYTE_OF.values()) - {
+            byte for token in self._bytes if len(token) == 1 for byte in token
+        }
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:

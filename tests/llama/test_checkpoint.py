@@ -174,7 +174,7 @@ def wrong_shape(folder: Path) -> Path:
 
 
 def scaled_rope(folder: Path) -> Path:
-    return write(folder / "rope.gguf", tensors(np.random.default_rng(0)), **{"llama__rope__scaling__type": "yarn"})
+    return write(folder / "rope.gguf", tensors(np.random.default_rng(0)), llama__rope__scaling__type="yarn")
 
 
 @pytest.mark.parametrize(

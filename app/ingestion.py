@@ -1,0 +1,164 @@
+"""What `paddock ingest` and `paddock kb` do and print."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from app.errors import AppError
+from app.progress import ingest_bar
+
+if TYPE_CHECKING:
+    from app.services import Services
+    from ingest.sync import Failure, Ingestor, Report
+
+
+def run(made: Services, paths: Sequence[Path], kb: str | None, watch: bool, rebuild: bool, as_json: bool) -> None:
+    """Syncs the knowledge bases that are meant and prints a report for each; with `watch` stays and follows changes."""
+
+    def tell(report: Report) -> None:
+        click.echo(json.dumps(report.to_json(), ensure_ascii=False) if as_json else render(report))
+
+    for report in reports(made.ingestor, paths, kb, rebuild):
+        tell(report)
+    if watch:
+        follow(made.ingestor, tell)
+
+
+def reports(ingestor: Ingestor, paths: Sequence[Path], kb: str | None, rebuild: bool = False) -> Iterator[Report]:
+    """Brings the files in line and yields a report for each knowledge base concerned.
+
+    Paths outside the inbox are copied into it first. Raises AppError for a path that does not exist, or that lies in
+    another knowledge base than `kb`.
+    """
+    targets: dict[str, list[Path] | None] = {}
+    failures: list[Failure] = []
+    if not paths:
+        targets = dict.fromkeys([kb] if kb is not None else ingestor.kbs())
+    for path in paths:
+        if not path.exists():
+            raise AppError(f"there is no file or folder {path}; give one that exists")
+        if not ingestor.inbox.contains(path):
+            touched, failed = ingestor.import_paths([path], kb)
+            failures += failed
+            targets.update(dict.fromkeys(touched or {kb or "default"}))
+        elif (owner := ingestor.inbox.kb_of(path)) is None:  # the inbox itself
+            targets.update(dict.fromkeys([kb] if kb is not None else ingestor.kbs()))
+        elif kb in (None, owner):
+            _add(targets, owner, path)
+        else:
+            raise AppError(f"{path} belongs to knowledge base '{owner}', not '{kb}'; leave --kb away")
+    for name, only in targets.items():
+        with ingest_bar() as progress:
+            report = ingestor.sync(name, only=only, progress=progress, rebuild=rebuild)
+        # What could not even be copied into the inbox is told once, with the first report.
+        report.failed.extend(failures)
+        failures = []
+        yield report
+
+
+def _add(targets: dict[str, list[Path] | None], kb: str, path: Path) -> None:
+    """Limits the work in a knowledge base to the paths given, unless all of it is wanted already."""
+    only = targets.setdefault(kb, [])
+    if only is not None:
+        only.append(path)
+
+
+def follow(ingestor: Ingestor, tell: Callable[[Report], None]) -> None:
+    """Follows the inbox until interrupted."""
+    from ingest.watch import Watcher
+
+    watcher = Watcher(ingestor, tell)
+    watcher.start()
+    click.echo(f"Watching {ingestor.inbox.root}; Ctrl+C ends it.", err=True)
+    try:
+        threading.Event().wait()
+    finally:
+        watcher.stop()
+
+
+def render(report: Report) -> str:
+    """A report in words: one line, and one more for every file that failed."""
+    changes = [
+        f"{count} {name}"
+        for name in ("added", "changed", "renamed", "deleted")
+        if (count := getattr(report, name)) or name == "added"
+    ]
+    counts = ", ".join([*changes, f"{report.unchanged} unchanged", f"{len(report.failed)} failed"])
+    lines = [f"{report.kb}: {counts}; {report.chunks} chunks in {report.seconds:.1f} s"]
+    lines += [f"  {failure.source}: {failure.error}" for failure in report.failed]
+    return "\n".join(lines)
+
+
+def list_kbs(ingestor: Ingestor, as_json: bool) -> str:
+    """The knowledge bases, one a line."""
+    rows = []
+    for kb in ingestor.kbs():
+        documents = ingestor.documents(kb)
+        rows.append(
+            {
+                "kb": kb,
+                "documents": len(documents),
+                "indexed": sum(document.status == "indexed" for document in documents),
+                "failed": sum(document.status == "failed" for document in documents),
+                "chunks": sum(document.chunks for document in documents),
+                "folder": str(ingestor.folder(kb)),
+            }
+        )
+    if as_json:
+        return json.dumps(rows, ensure_ascii=False)
+    return table(
+        [
+            ("KNOWLEDGE BASE", "DOCUMENTS", "INDEXED", "FAILED", "CHUNKS", "FOLDER"),
+            *(tuple(map(str, row.values())) for row in rows),
+        ]
+    )
+
+
+def status(ingestor: Ingestor, kb: str, as_json: bool) -> str:
+    """The documents of a knowledge base and how they stand. Raises AppError for an unknown one."""
+    require(ingestor, kb)
+    documents = ingestor.documents(kb)
+    if as_json:
+        fields = ("source", "status", "error", "chunks", "pages", "size", "ingested_at")
+        return json.dumps([{name: getattr(d, name) for name in fields} for d in documents], ensure_ascii=False)
+    if not documents:
+        return f"'{kb}' holds no documents; put some into {ingestor.folder(kb)} and run `paddock ingest`"
+    rows = [(d.source, d.status, str(d.chunks), d.error or "") for d in documents]
+    return table([("DOCUMENT", "STATUS", "CHUNKS", ""), *rows])
+
+
+def delete(ingestor: Ingestor, kb: str, sources: Sequence[str]) -> str:
+    """Deletes documents, or the whole knowledge base without any named."""
+    require(ingestor, kb)
+    if not sources:
+        ingestor.delete_kb(kb)
+        return f"deleted knowledge base '{kb}'"
+    for source in sources:
+        ingestor.delete_document(kb, source)
+    return f"deleted {', '.join(sources)} from '{kb}'"
+
+
+def require(ingestor: Ingestor, kb: str) -> None:
+    """Raises AppError when there is no such knowledge base."""
+    known = ingestor.kbs()
+    if kb not in known:
+        raise AppError(f"there is no knowledge base '{kb}'; known: {', '.join(known)}; see `paddock kb list`")
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned by display width (a Chinese character is two columns wide)."""
+    widths = [max(_width(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell + " " * (w - _width(cell)) for cell, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _width(text: str) -> int:
+    import unicodedata
+
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

@@ -1,0 +1,57 @@
+"""The entry that Streamlit runs for every browser tab: password, navigation, and the sidebar that both pages share."""
+
+from __future__ import annotations
+
+import hmac
+
+import streamlit as st
+
+from app.main import shared
+from app.views import chat, documents
+from app.views.render import STYLE, plain
+from app.views.text import t
+
+
+def admitted() -> bool:
+    """Whether the visitor may come in; asks for the password where one is set."""
+    password = shared().services.settings.password
+    if not password or st.session_state.get("admitted"):
+        return True
+    with st.form("door", width=360):
+        given = st.text_input(t("password"), type="password")
+        if st.form_submit_button(t("enter"), type="primary"):
+            if hmac.compare_digest(given.encode(), password.encode()):
+                st.session_state.admitted = True
+                st.rerun()
+            st.error(t("wrong_password"))
+    return False
+
+
+def sidebar() -> None:
+    """The choice of knowledge base and k, kept in `st.session_state.kb` and `.k`."""
+    state = shared()
+    settings = state.services.settings
+    known = state.services.ingestor.kbs()
+    # A key's value is dropped when its widget is not shown on a page; the copy keeps the choice.
+    chosen = st.session_state.get("chosen_kb", settings.kb)
+    with st.sidebar:
+        index = known.index(chosen) if chosen in known else 0
+        kb = st.selectbox(t("kb"), known, index=index)
+        k = st.slider(t("k"), 1, 12, min(st.session_state.get("chosen_k", settings.k), 12), help=t("k_help"))
+        st.session_state.chosen_kb, st.session_state.chosen_k = kb, k
+        if state.fault:
+            st.error(plain(state.fault))
+        st.caption(plain(state.services.model_name))
+
+
+st.set_page_config(page_title="Paddock", page_icon=":material/pets:", layout="centered")
+st.html(STYLE)
+if admitted():
+    current = st.navigation(
+        [
+            st.Page(chat.page, title=t("ask_page"), icon=":material/forum:", url_path="ask", default=True),
+            st.Page(documents.page, title=t("documents_page"), icon=":material/folder_open:", url_path="documents"),
+        ]
+    )
+    sidebar()
+    current.run()
