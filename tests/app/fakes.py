@@ -1,0 +1,74 @@
+"""A backend without models: fixed chunks, and an engine that says what the test tells it to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+
+from app.errors import AppError
+from llama.engine import Usage
+
+
+def chunk(text: str, source: str = "a.md", number: int = 0, score: float = 0.8, **more: Any) -> Document:
+    data = {"chunk_id": f"{source}-{number}", "source": source, "page": None, "headings": "", "score": score, **more}
+    return Document(page_content=text, metadata=data)
+
+
+class Fixed(BaseRetriever):
+    chunks: list[Document]
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        return self.chunks
+
+
+class Said:
+    """Stands for a `Generation` whose text is known beforehand."""
+
+    def __init__(self, text: str, cancel: threading.Event | None) -> None:
+        self._text, self._cancel = text, cancel
+        self.text, self.usage = "", Usage(prompt_tokens=7, prefill_s=0.1, decode_s=0.2)
+
+    def __iter__(self) -> Iterator[str]:
+        for word in self._text.split(" "):
+            if self._cancel is not None and self._cancel.is_set():
+                return
+            piece = word if not self.text else " " + word
+            self.text += piece
+            self.usage.answer_tokens += 1
+            yield piece
+
+
+class Backend:
+    """Knows the knowledge bases 'default' (with the chunks) and 'empty'; counts how often the model is asked."""
+
+    model_name = "fake.gguf"
+
+    def __init__(self, chunks: Sequence[Document] = (), says: str = "", context: int = 4096) -> None:
+        self.chunks, self.says, self.context, self.asked = list(chunks), says, context, 0
+        self.messages: list[Any] = []
+        self.fault: Exception | None = None
+
+    def retriever(self, kb: str, k: int) -> BaseRetriever | None:
+        if kb not in ("default", "empty"):
+            raise AppError(f"there is no knowledge base '{kb}'")
+        return None if kb == "empty" else Fixed(chunks=self.chunks[:k])
+
+    @property
+    def engine(self) -> Any:
+        if self.fault is not None:
+            raise self.fault
+        return SimpleNamespace(context_length=self.context, encode_chat=self.encode, generate=self.generate)
+
+    def encode(self, messages: Sequence[Any]) -> list[int]:
+        """One token for each word and one for each message."""
+        self.messages = list(messages)
+        return [0] * sum(1 + len(message["content"].split()) for message in messages)
+
+    def generate(self, prompt: Sequence[int], params: Any, cancel: threading.Event | None = None) -> Said:
+        self.asked += 1
+        return Said(self.says, cancel)

@@ -1,0 +1,124 @@
+"""The one path from question to answer, without models."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from app.answer import Answer, Answerer, is_refusal
+from app.errors import AppError
+from app.prompt import REFUSAL, Turn
+from llama.sampling import SamplingParams
+
+from .fakes import Backend, chunk
+
+HAY = chunk("Each adult llama eats 2.3 kilograms of hay a day.", "feed.txt")
+OTHER = chunk("The bridge swings.", "bridge.md", 1, 0.4)
+
+
+def answerer(backend: Backend, budget: int = 2000) -> Answerer:
+    return Answerer(backend, budget, SamplingParams(max_tokens=50))
+
+
+def test_an_answer_has_what_the_contract_names() -> None:
+    backend = Backend([HAY, OTHER], "An adult llama eats 2.3 kilograms of hay [7].")
+    answer = answerer(backend).answer("  How much hay? ", "default", 2)
+    row = answer.to_json()
+    assert set(row) == {"question", "answer", "refused", "citations", "retrieved", "model", "adapter", "timings"}
+    assert row["question"] == "How much hay?"
+    assert row["answer"] == "An adult llama eats 2.3 kilograms of hay."
+    assert (row["refused"], row["model"], row["adapter"]) == (False, "fake.gguf", None)
+    assert row["retrieved"] == ["feed.txt-0", "bridge.md-1"]
+    (citation,) = row["citations"]
+    assert citation == {
+        "n": 1,
+        "source": "feed.txt",
+        "page": None,
+        "chunk_id": "feed.txt-0",
+        "text": HAY.page_content,
+        "score": 0.8,
+        "quote": HAY.page_content,
+    }
+    assert set(row["timings"]) == {
+        "retrieve_s", "prefill_s", "decode_s", "total_s", "prompt_tokens", "cached_tokens", "answer_tokens",
+    }  # fmt: skip
+    assert row["timings"]["answer_tokens"] == 9
+    assert answer.marked() == "An adult llama eats 2.3 kilograms of hay. [1]"
+    json.dumps(row)
+
+
+def test_the_stream_gives_chunks_then_text_then_the_answer() -> None:
+    events = list(answerer(Backend([HAY], "two words")).stream("q", "default", 4))
+    assert events[0] == [HAY]
+    assert events[1:-1] == ["two", " words"]
+    assert isinstance(events[-1], Answer)
+
+
+@pytest.mark.parametrize(("kb", "says"), [("default", REFUSAL["en"]), ("empty", "holds no documents")])
+def test_nothing_retrieved_is_refused_without_asking_the_model(kb: str, says: str) -> None:
+    backend = Backend([], "made up")
+    backend.fault = AssertionError("the model was asked")
+    answer = answerer(backend).answer("Who?", kb, 4)
+    assert answer.refused
+    assert says in answer.answer
+    assert (answer.citations, answer.retrieved, answer.model) == ([], [], "fake.gguf")
+    assert REFUSAL["zh"] == answerer(backend).answer("谁？", "default", 4).answer
+
+
+@pytest.mark.parametrize(
+    "says", [REFUSAL["en"], "I could not find the answer in the documents. Maybe ask us.", "", "  "]
+)
+def test_a_model_that_finds_nothing_refuses(says: str) -> None:
+    answer = answerer(Backend([HAY], says)).answer("Who?", "default", 4)
+    assert (answer.refused, answer.answer, answer.citations) == (True, REFUSAL["en"], [])
+    assert answer.retrieved == ["feed.txt-0"]
+
+
+def test_refusals_are_told_from_answers() -> None:
+    assert is_refusal("我在文档中没有找到答案")
+    assert not is_refusal("The handbook says: I could not find the answer in the documents.")
+
+
+def test_history_is_given_and_unknown_bases_are_errors() -> None:
+    backend = Backend([HAY], "yes")
+    answerer(backend).answer("And hay?", "default", 4, [Turn("Salt?", "On Mondays.")])
+    assert [m["content"] for m in backend.messages[1:3]] == ["Salt?", "On Mondays."]
+    with pytest.raises(AppError, match="no knowledge base"):
+        answerer(backend).answer("q", "nowhere", 4)
+
+
+@pytest.mark.parametrize(("question", "says"), [("", "empty"), (" \n ", "empty"), ("x" * 50_000, "50,000 characters")])
+def test_questions_that_cannot_be_asked(question: str, says: str) -> None:
+    with pytest.raises(AppError, match=says):
+        answerer(Backend([HAY])).answer(question, "default", 4)
+
+
+def test_the_budget_leaves_room_for_the_answer() -> None:
+    """Context 120, answer 50: the prompt may have 70 tokens, whatever the setting allows."""
+    chunks = [chunk("word " * 20, f"{n}.md", n) for n in range(4)]
+    backend = Backend(chunks, "word", context=120)
+    answer = answerer(backend).answer("q", "default", 4)
+    assert len(backend.encode(backend.messages)) <= 70
+    assert len(answer.passages) == 1
+    assert len(answer.retrieved) == 4
+
+
+def test_cancelling_keeps_what_was_said() -> None:
+    cancel = threading.Event()
+    events = answerer(Backend([HAY], "one two three four")).stream("q", "default", 4, cancel=cancel)
+    said = []
+    for event in events:
+        said.append(event)
+        if event == " two":
+            cancel.set()
+    assert isinstance(said[-1], Answer)
+    assert said[-1].answer == "one two"
+
+
+def test_streamlit_is_not_needed_for_an_answer() -> None:
+    """The path adds nothing of the web UI: its module does not name it."""
+    source = Path(__file__).resolve().parents[2].joinpath("app", "answer.py").read_text()
+    assert "streamlit" not in source
