@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import queue
 import threading
+import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 from langchain_core.documents import Document
@@ -14,6 +17,10 @@ from app.prompt import Turn
 from app.views.render import marked, plain, prose
 from app.views.text import t
 
+if TYPE_CHECKING:
+    from streamlit.delta_generator import DeltaGenerator
+
+CURSOR = " ▌"
 REMEMBERED = 6  # earlier exchanges that are given to the model at most
 
 
@@ -35,7 +42,7 @@ def page() -> None:
             if st.button(t("clear"), icon=":material/add_comment:", width="stretch"):
                 conversation.clear()
                 st.rerun()
-    question = st.chat_input(t("ask_here"), submit_mode="stop")
+    question = st.chat_input(t("ask_here"), submit_mode="disable")
     if not conversation and not question:
         welcome(kb)
     for number, exchange in enumerate(conversation):
@@ -55,37 +62,69 @@ def welcome(kb: str) -> None:
 
 
 def respond(exchange: Exchange, kb: str, k: int, history: list[Turn], key: str) -> None:
-    """Answers under the eyes of the user. Leaving (the stop button, another page) ends the generation."""
+    """Answers under the eyes of the user, with a button to stop.
+
+    The answer is made in a thread of its own. This one shows what comes and, while nothing does, how long it has been:
+    each time Streamlit can interrupt it, for the stop button or another page, and leaving cancels the generation.
+    """
     with st.chat_message("user", avatar=":material/person:"):
         st.markdown(plain(exchange.question))
+    events: queue.Queue[list[Document] | str | Answer | Exception] = queue.Queue()
     cancel = threading.Event()
+    arguments = (exchange.question, kb, k, history, cancel, events)
+    threading.Thread(target=_work, args=arguments, daemon=True, name="answer").start()
+    with st.bottom:
+        stop = st.empty()
+    stop.button(t("stop"), icon=":material/stop_circle:", key=f"stop-{key}")
     with st.chat_message("assistant", avatar=":material/pets:"):
         place = st.empty()
-        state = shared()
         try:
-            if not state.ready.is_set():
-                with place, st.spinner(t("loading")):
-                    state.ready.wait()
-            with place, st.spinner(t("searching")):
-                events = state.services.answerer.stream(exchange.question, kb, k, history, cancel)
-                found = next(events)
-            with place, st.spinner(t("reading", n=len(found) if isinstance(found, list) else 0)):
-                event = next(events)
-            while True:
-                if isinstance(event, Answer):
-                    exchange.answer = event
-                    break
-                if isinstance(event, str):
-                    exchange.partial += event
-                    place.markdown(prose(exchange.partial) + " ▌")
-                event = next(events)
-        except Exception as error:
-            exchange.fault = " ".join(str(error).split())
+            _watch(exchange, events, place)
         finally:
             cancel.set()
-        place.empty()
         with place.container():
             outcome(exchange, key)
+    stop.empty()
+
+
+def _work(
+    question: str, kb: str, k: int, history: list[Turn], cancel: threading.Event, events: queue.Queue[Any]
+) -> None:
+    state = shared()
+    try:
+        while not state.ready.wait(0.2):
+            if cancel.is_set():
+                return
+        for event in state.services.answerer.stream(question, kb, k, history, cancel):
+            events.put(event)
+    except Exception as error:
+        events.put(error)
+
+
+def _watch(exchange: Exchange, events: queue.Queue[Any], place: DeltaGenerator) -> None:
+    """Shows the events until the answer is whole or has failed."""
+    started = time.monotonic()
+    doing = t("searching") if shared().ready.is_set() else t("loading")
+    while True:
+        if not exchange.partial:
+            place.markdown(f":material/hourglass_top: {doing} :gray[{time.monotonic() - started:.0f} s]")
+        try:
+            event = events.get(timeout=0.25)
+        except queue.Empty:
+            if exchange.partial:
+                place.markdown(prose(exchange.partial) + CURSOR)
+            continue
+        if isinstance(event, Answer):
+            exchange.answer = event
+            return
+        if isinstance(event, Exception):
+            exchange.fault = " ".join(str(event).split())
+            return
+        if isinstance(event, str):
+            exchange.partial += event
+            place.markdown(prose(exchange.partial) + CURSOR)
+        else:
+            doing = t("reading", n=len(event))
 
 
 def show(exchange: Exchange, key: str) -> None:

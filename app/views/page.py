@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from pathlib import Path
 
 import streamlit as st
 
@@ -44,7 +45,8 @@ def sidebar() -> None:
         st.caption(plain(state.services.model_name))
 
 
-st.set_page_config(page_title="Paddock", page_icon=":material/pets:", layout="centered")
+# A file of ours: for an emoji or a named icon the browser would fetch the picture from elsewhere.
+st.set_page_config(page_title="Paddock", page_icon=Path(__file__).with_name("icon.png"), layout="centered")
 st.html(STYLE)
 if admitted():
     current = st.navigation(

@@ -16,7 +16,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "ask_here": ("Ask about your documents", "就您的文档提问"),
     "welcome": ("What would you like to know?", "您想了解什么？"),
     "welcome_some": (
-        "Answers come from the {n} documents in **{kb}**, with the passage that supports them. "
+        "Answers come from the documents in **{kb}** ({n}), with the passage that supports them. "
         "Nothing leaves this machine.",
         "答案来自 **{kb}** 中的 {n} 份文档，并附上依据的段落。任何内容都不会离开这台电脑。",
     ),
@@ -26,13 +26,14 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "searching": ("Searching the documents…", "正在查找文档…"),
     "loading": ("Loading the model…", "正在加载模型…"),
-    "reading": ("Reading {n} passages…", "正在阅读 {n} 个段落…"),
+    "reading": ("Reading what was found ({n})…", "正在阅读找到的段落（{n}）…"),
     "sources": ("Sources", "来源"),
     "unsupported": (
         "No passage supports this answer word for word. Check it before you rely on it.",
         "没有段落能逐字支持这个答案，请核实后再使用。",
     ),
     "others": ("Other passages that were read ({n})", "其他参考段落（{n}）"),
+    "stop": ("Stop", "停止"),
     "stopped": ("Stopped.", "已停止。"),
     "page": ("page {page}", "第 {page} 页"),
     "similarity": ("similarity {score:.2f}", "相似度 {score:.2f}"),
@@ -51,7 +52,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "filter": ("Find a document", "查找文档"),
     "no_documents": ("No documents yet.", "还没有文档。"),
     "no_match": ("No document has this in its name.", "没有文件名包含此内容的文档。"),
-    "count": ("{n} documents, {chunks} passages", "{n} 份文档，{chunks} 个段落"),
+    "count": ("Documents: {n} · passages: {chunks}", "文档：{n} · 段落：{chunks}"),
     "delete": ("Delete", "删除"),
     "delete_ask": (
         "Delete **{source}**? The file is removed from the inbox, and its passages from the index.",
@@ -67,8 +68,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "status_failed": ("failed", "失败"),
     "status_new": ("waiting", "等待中"),
     "status_changed": ("changed", "已更改"),
-    "passages": ("{n} passages", "{n} 个段落"),
-    "pages": ("{n} pages", "{n} 页"),
+    "passages": ("passages: {n}", "段落：{n}"),
+    "pages": ("pages: {n}", "页数：{n}"),
     "inbox": ("Inbox folder: `{path}`", "收件箱文件夹：`{path}`"),
     "watched": (
         "It is watched: files you put there are indexed by themselves.",
