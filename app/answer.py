@@ -14,12 +14,12 @@ from langchain_core.documents import Document
 from app.cite import Citation, cite, without_markers
 from app.errors import AppError
 from app.prompt import NOTHING_INDEXED, REFUSAL, STOPS, Turn, build, language_of
-from llama.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from langchain_core.retrievers import BaseRetriever
 
     from llama.engine import Engine, Usage
+    from llama.sampling import SamplingParams
 
 MAX_QUESTION_CHARACTERS = 20_000
 

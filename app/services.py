@@ -6,16 +6,15 @@ import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from app.answer import Answerer
 from app.config import Settings
 from app.errors import AppError
 from ingest.embed import Embedder
 from ingest.sync import Ingestor
-from llama.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from langchain_core.retrievers import BaseRetriever
 
+    from app.answer import Answerer
     from llama.engine import Engine
     from vectorstore.store import ChromaStore
 
@@ -96,6 +95,10 @@ class Services:
 
     @cached_property
     def answerer(self) -> Answerer:
+        # Here and not above: `paddock ingest` with nothing to do should not wait for torch.
+        from app.answer import Answerer
+        from llama.sampling import SamplingParams
+
         settings = self.settings
         sampling = SamplingParams(
             max_tokens=settings.max_answer_tokens,

@@ -128,6 +128,14 @@ def test_a_corrupt_index_fails_and_names_the_file(indexed: Settings, name: str, 
     assert "paddock ingest" in found.mend
 
 
+def test_a_damaged_page_that_no_count_touches_is_seen(indexed: Settings) -> None:
+    path = indexed.index / "manifest.sqlite"
+    database(path, "CREATE TABLE other (x)", "INSERT INTO other SELECT hex(randomblob(500)) FROM pragma_function_list")
+    data = path.read_bytes()
+    path.write_bytes(data[:-4096] + b"\xff" * 4096)
+    assert str(path) in row(indexed, "index").found
+
+
 def test_the_index_is_read_while_another_writes(indexed: Settings) -> None:
     with sqlite3.connect(indexed.index / "manifest.sqlite") as writer:
         writer.execute("PRAGMA journal_mode=WAL")
