@@ -32,6 +32,11 @@ QUIET = {
 }
 
 
+# Threads that have nothing to do sleep instead of spinning. With the cores to ourselves it makes no difference; beside
+# other busy programs decoding is four to five times as fast (docs/experiments.md). A user's own choice is kept.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
 class Settings(BaseModel):
     """Everything a user can set. Each field is a key of paddock.toml and, upper-cased behind PADDOCK_, a variable."""
 
@@ -145,5 +150,7 @@ def load_settings(environ: Mapping[str, str] = os.environ, cwd: Path | None = No
 
 
 def quiet() -> None:
-    """Turns off telemetry, tracing and hub look-ups of the libraries; call before importing them."""
+    """Turns off telemetry, tracing, hub look-ups and busy waiting of the libraries; call before importing them."""
     os.environ.update(QUIET)
+    for name, value in PATIENT.items():
+        os.environ.setdefault(name, value)
