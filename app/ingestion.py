@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,14 @@ import click
 
 from app.errors import AppError
 from app.progress import ingest_bar
+from ingest.inbox import is_document
+from ingest.loaders import LOADERS
+from ingest.report import Failure
 
 if TYPE_CHECKING:
     from app.services import Services
-    from ingest.sync import Failure, Ingestor, Report
+    from ingest.report import Report
+    from ingest.sync import Ingestor
 
 
 def run(made: Services, paths: Sequence[Path], kb: str | None, watch: bool, rebuild: bool, as_json: bool) -> None:
@@ -24,10 +28,19 @@ def run(made: Services, paths: Sequence[Path], kb: str | None, watch: bool, rebu
     def tell(report: Report) -> None:
         click.echo(json.dumps(report.to_json(), ensure_ascii=False) if as_json else render(report))
 
-    for report in reports(made.ingestor, paths, kb, rebuild):
-        tell(report)
+    from ingest.watch import Watcher
+
+    watcher = Watcher(made.ingestor, tell)
     if watch:
-        follow(made.ingestor, tell)
+        watcher.start()  # before the first round, so that nothing that changes during it is missed
+    try:
+        for report in reports(made.ingestor, paths, kb, rebuild):
+            tell(report)
+        if watch:
+            click.echo(f"Watching {made.settings.inbox}; Ctrl+C ends it.", err=True)
+            threading.Event().wait()
+    finally:
+        watcher.stop()
 
 
 def reports(ingestor: Ingestor, paths: Sequence[Path], kb: str | None, rebuild: bool = False) -> Iterator[Report]:
@@ -49,6 +62,11 @@ def reports(ingestor: Ingestor, paths: Sequence[Path], kb: str | None, rebuild: 
             targets.update(dict.fromkeys(touched or {kb or "default"}))
         elif (owner := ingestor.inbox.kb_of(path)) is None:  # the inbox itself
             targets.update(dict.fromkeys([kb] if kb is not None else ingestor.kbs()))
+        elif path.is_file() and not is_document(path.name):
+            failures.append(
+                Failure(path.name, f"is of a type that is not read; these are: {', '.join(sorted(LOADERS))}")
+            )
+            targets.setdefault(owner, [])
         elif kb in (None, owner):
             _add(targets, owner, path)
         else:
@@ -67,19 +85,6 @@ def _add(targets: dict[str, list[Path] | None], kb: str, path: Path) -> None:
     only = targets.setdefault(kb, [])
     if only is not None:
         only.append(path)
-
-
-def follow(ingestor: Ingestor, tell: Callable[[Report], None]) -> None:
-    """Follows the inbox until interrupted."""
-    from ingest.watch import Watcher
-
-    watcher = Watcher(ingestor, tell)
-    watcher.start()
-    click.echo(f"Watching {ingestor.inbox.root}; Ctrl+C ends it.", err=True)
-    try:
-        threading.Event().wait()
-    finally:
-        watcher.stop()
 
 
 def render(report: Report) -> str:

@@ -16,6 +16,7 @@ import click
 from app.config import load_settings, quiet
 from app.errors import AppError
 from app.services import Services
+from ingest.inbox import ensure_folder
 
 if TYPE_CHECKING:
     from ingest.sync import Event, Report
@@ -67,14 +68,13 @@ class Shared:
         """Brings every knowledge base in line, then follows the inbox. A fault is told and does not end it."""
         from ingest.watch import Watcher
 
-        settings = self.services.settings
-        settings.inbox.mkdir(parents=True, exist_ok=True)
+        # First the watcher, so that nothing that changes during the first round is missed.
+        Watcher(self.services.ingestor, _tell).start()
         for kb in self.services.ingestor.kbs():
             try:
                 _tell(self.sync(kb))
             except Exception as error:
                 click.echo(f"paddock: {' '.join(str(error).split())}", err=True)
-        Watcher(self.services.ingestor, _tell).start()
 
 
 def _tell(report: Report) -> None:
@@ -107,7 +107,7 @@ def serve(services: Services, watch: bool) -> None:
     settings = services.settings
     _check_host(settings.host, bool(settings.password))
     _check_port(settings.host, settings.port)
-    settings.inbox.mkdir(parents=True, exist_ok=True)
+    ensure_folder(settings.inbox)
     address = f"[{settings.host}]" if ":" in settings.host else settings.host
     click.echo(f"Paddock is at http://{address}:{settings.port} (inbox: {settings.inbox}; Ctrl+C ends it)", err=True)
     _shared = Shared(services, watch)

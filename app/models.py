@@ -240,13 +240,7 @@ def kind_of(path: Path) -> Kind:
     """What a file or folder is, by its content; its name plays no part."""
     if path.is_file():
         return "llama" if _gguf_architecture(path) == "llama" else "unknown"
-    if (path / "modules.json").is_file():
-        return "embedder"
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "unknown"
-    return "llama" if isinstance(config, dict) and config.get("model_type") == "llama" else "unknown"
+    return "embedder" if (path / "modules.json").is_file() else "unknown"
 
 
 def _gguf_architecture(path: Path) -> str | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from app.config import Settings
+from app.config import Settings, limit_threads
 from app.errors import AppError
 from ingest.embed import Embedder
 from ingest.sync import Ingestor
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from vectorstore.store import ChromaStore
 
 
+T = TypeVar("T")
+
+
 class Services:
     """The application's objects for one set of settings. Safe to share among threads.
 
@@ -28,38 +31,48 @@ class Services:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._building = threading.RLock()
+        self._made: dict[str, Any] = {}
+        limit_threads(settings.threads)
 
-    @cached_property
+    def _once(self, name: str, build: Callable[[], T]) -> T:
+        """What `build` gave the first time. One thread builds, the others wait."""
+        with self._building:
+            if name not in self._made:
+                self._made[name] = build()
+            return cast(T, self._made[name])
+
+    @property
     def embedder(self) -> Embedder:
         path = self.settings.path_of_model(self.settings.embedder)
-        return Embedder(path, hash_cache=self.settings.cache / "embedder.json")
+        return self._once("embedder", lambda: Embedder(path, hash_cache=self.settings.cache / "embedder.json"))
 
-    @cached_property
+    @property
     def ingestor(self) -> Ingestor:
         settings = self.settings
-        return Ingestor(
-            inbox=settings.inbox,
-            index=settings.index,
-            embedder=self.embedder,
-            open_store=self.store,
-            chunk_tokens=settings.chunk_tokens,
-            chunk_overlap=settings.chunk_overlap,
-            max_file_mb=settings.max_file_mb,
+        return self._once(
+            "ingestor",
+            lambda: Ingestor(
+                inbox=settings.inbox,
+                index=settings.index,
+                embedder=self.embedder,
+                open_store=self.store,
+                chunk_tokens=settings.chunk_tokens,
+                chunk_overlap=settings.chunk_overlap,
+                max_file_mb=settings.max_file_mb,
+            ),
         )
 
-    @cached_property
+    @property
     def _client(self) -> Any:
         from vectorstore.store import open_client
 
-        return open_client(self.settings.index / "chroma")
+        return self._once("client", lambda: open_client(self.settings.index / "chroma"))
 
     def store(self, kb: str, create: bool = False) -> ChromaStore:
         """The store of a knowledge base. Raises StoreError when it is absent, damaged or of another embedder."""
         from vectorstore.store import ChromaStore
 
-        with self._building:
-            client = self._client
-        return ChromaStore(client, kb, self.embedder, self.embedder.identity, create=create)
+        return ChromaStore(self._client, kb, self.embedder, self.embedder.identity, create=create)
 
     def retriever(self, kb: str, k: int) -> BaseRetriever | None:
         """The retriever of a knowledge base, None while it holds nothing. Raises AppError for an unknown one."""
@@ -79,21 +92,12 @@ class Services:
     @property
     def engine(self) -> Engine:
         """The loaded LLaMA; the first call takes seconds. Raises LlamaError."""
-        with self._building:
-            return self._engine
-
-    @cached_property
-    def _engine(self) -> Engine:
-        import torch
-
         from llama.engine import load_engine
 
-        if self.settings.threads:
-            torch.set_num_threads(self.settings.threads)
         path = self.settings.path_of_model(self.settings.model)
-        return load_engine(path, self.settings.device, self.settings.dtype)
+        return self._once("engine", lambda: load_engine(path, self.settings.device, self.settings.dtype))
 
-    @cached_property
+    @property
     def answerer(self) -> Answerer:
         # Here and not above: `paddock ingest` with nothing to do should not wait for torch.
         from app.answer import Answerer
@@ -106,13 +110,12 @@ class Services:
             top_p=settings.top_p,
             seed=settings.seed,
         )
-        return Answerer(self, settings.max_prompt_tokens, sampling)
+        return self._once("answerer", lambda: Answerer(self, settings.max_prompt_tokens, sampling))
 
     def warm(self) -> None:
         """Loads what the first question needs: embedder, index and model. Raises what they raise."""
         self.embedder.embed_query("warm up")
-        with self._building:
-            self._client  # noqa: B018
+        self._client  # noqa: B018
         self.engine.forward([0], self._warm_cache())
 
     def _warm_cache(self) -> Any:

@@ -37,10 +37,6 @@ class KVCache:
         return self.k.shape[3]
 
     @property
-    def nbytes(self) -> int:
-        return self.k.nbytes + self.v.nbytes
-
-    @property
     def uniform(self) -> bool:
         """Whether all rows are equally long, so that slices serve instead of indices."""
         return len(set(self.lengths)) <= 1

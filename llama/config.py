@@ -35,11 +35,6 @@ class ModelConfig:
         if self.head_dim % 2:
             raise LlamaError(f"rotary embedding needs an even head_dim, the model has {self.head_dim}")
 
-    @property
-    def kv_values_per_token(self) -> int:
-        """Numbers that one token adds to the key/value cache, over all layers."""
-        return 2 * self.n_layers * self.n_kv_heads * self.head_dim
-
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], tied: bool) -> ModelConfig:
         """From GGUF metadata (the `llama.*` keys of the GGUF specification).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -121,7 +120,7 @@ class Generation:
             if text:
                 self.text += text
                 yield text
-            if repeated := looping(self.tokens):
+            if self._params.stop_loops and (repeated := looping(self.tokens)):
                 del self.tokens[-repeated:]
                 self.text = engine.tokenizer.decode(self.tokens)
                 usage.finish_reason = "stop"
@@ -183,9 +182,3 @@ def load_engine(path: Path, device: str = "auto", dtype: str = "auto") -> Engine
     except LlamaError as error:
         raise LlamaError(f"{path.name} cannot be used: {error}") from error
     return Engine(load_transformer(checkpoint, precision, str(place)), tokenizer, template, path.name)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a model file, the identity of its weights."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,6 +18,7 @@ class SamplingParams:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    stop_loops: bool = False  # end when the text only repeats itself, and drop the repetitions
 
 
 class Sampler:

@@ -61,7 +61,6 @@ class Tokenizer:
             token.encode() if i in whole else bytes(BYTE_OF[c] for c in token) if set(token) <= BYTE_OF.keys() else b""
             for i, token in enumerate(vocabulary)
         ]
-        self._vocabulary = list(vocabulary)
         self._unspelled = frozenset(BYTE_OF.values()) - {
             byte for token in self._bytes if len(token) == 1 for byte in token
         }
@@ -104,10 +103,6 @@ class Tokenizer:
         if not self._unspelled.isdisjoint(data):
             text = "".join(character for character in text if self._unspelled.isdisjoint(character.encode()))
         return self._bpe.encode(text, add_special_tokens=False).ids
-
-    def token(self, token_id: int) -> str:
-        """The vocabulary's spelling of a token."""
-        return self._vocabulary[token_id]
 
     def bytes_of(self, token_id: int) -> bytes:
         """The UTF-8 bytes that a token stands for; they may be part of a character only."""

@@ -69,7 +69,7 @@ def respond(exchange: Exchange, kb: str, k: int, history: list[Turn], key: str) 
     """
     with st.chat_message("user", avatar=":material/person:"):
         st.markdown(plain(exchange.question))
-    events: queue.Queue[list[Document] | str | Answer | Exception] = queue.Queue()
+    events: queue.Queue[list[Document] | str | Answer | BaseException] = queue.Queue()
     cancel = threading.Event()
     arguments = (exchange.question, kb, k, history, cancel, events)
     threading.Thread(target=_work, args=arguments, daemon=True, name="answer").start()
@@ -97,7 +97,7 @@ def _work(
                 return
         for event in state.services.answerer.stream(question, kb, k, history, cancel):
             events.put(event)
-    except Exception as error:
+    except BaseException as error:  # whatever it is, the tab must not wait for ever
         events.put(error)
 
 
@@ -117,7 +117,7 @@ def _watch(exchange: Exchange, events: queue.Queue[Any], place: DeltaGenerator) 
         if isinstance(event, Answer):
             exchange.answer = event
             return
-        if isinstance(event, Exception):
+        if isinstance(event, BaseException):
             exchange.fault = " ".join(str(event).split())
             return
         if isinstance(event, str):

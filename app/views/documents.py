@@ -25,6 +25,9 @@ def page() -> None:
     upload(kb)
     for source, error in st.session_state.pop("upload_faults", []):
         st.error(t("failed", source=plain(source), error=plain(error)))
+    if not shared().watching and st.button(t("refresh"), icon=":material/sync:"):
+        run(kb)
+        st.rerun()
     listing(kb)
     folder = shared().services.ingestor.folder(kb)
     st.caption(t("inbox", path=folder) + " " + t("watched" if shared().watching else "unwatched"))

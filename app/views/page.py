@@ -38,7 +38,7 @@ def sidebar() -> None:
     with st.sidebar:
         index = known.index(chosen) if chosen in known else 0
         kb = st.selectbox(t("kb"), known, index=index)
-        k = st.slider(t("k"), 1, 12, min(st.session_state.get("chosen_k", settings.k), 12), help=t("k_help"))
+        k = st.slider(t("k"), 1, max(12, settings.k), st.session_state.get("chosen_k", settings.k), help=t("k_help"))
         st.session_state.chosen_kb, st.session_state.chosen_k = kb, k
         if state.fault:
             st.error(plain(state.fault))

@@ -44,7 +44,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "clear": ("New conversation", "新对话"),
     "upload": ("Add documents", "添加文档"),
     "upload_help": ("Kept in the inbox of the knowledge base “{kb}”.", "保存在知识库“{kb}”的收件箱中。"),
-    "ingesting": ("Indexing {source}", "正在索引 {source}"),
     "ingesting_many": ("Indexing {done} of {total}: {source}", "正在索引 {done}/{total}：{source}"),
     "waiting": ("Waiting for another run to finish…", "正在等待另一次索引结束…"),
     "indexed": ("Indexed {n} new, {changed} changed.", "已索引：新增 {n}，更新 {changed}。"),

@@ -79,7 +79,9 @@ def test_a_model_that_finds_nothing_refuses(says: str) -> None:
 
 def test_refusals_are_told_from_answers() -> None:
     assert is_refusal("我在文档中没有找到答案")
+    assert is_refusal("I could not find the answer in the documents")
     assert not is_refusal("The handbook says: I could not find the answer in the documents.")
+    assert not is_refusal("I could not find the answer in the documents, but page 3 says 40 minutes.")
 
 
 def test_history_is_given_and_unknown_bases_are_errors() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser
 
 from .conftest import Server
 
@@ -28,8 +29,8 @@ SHOTS = Path(__file__).resolve().parents[2] / "shots"
 
 
 @pytest.fixture
-def page(server: Server, chromium: Any) -> Iterator[Any]:
-    context = chromium.new_context(viewport={"width": 1280, "height": 860}, locale="en-GB")
+def page(server: Server, browser: Browser) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 1280, "height": 860}, locale="en-GB")
     context.set_default_timeout(60_000)
     page = context.new_page()
     page.elsewhere = []
@@ -127,9 +128,9 @@ def test_a_running_answer_can_be_stopped(server: Server, page: Any) -> None:
     page.get_by_text("tokens").first.wait_for(timeout=120_000)
 
 
-def test_chinese_dark_and_narrow(server: Server, chromium: Any) -> None:
+def test_chinese_dark_and_narrow(server: Server, browser: Browser) -> None:
     """A Chinese browser gets Chinese words; the page fits a phone, in the dark."""
-    context = chromium.new_context(
+    context = browser.new_context(
         viewport={"width": 390, "height": 844}, locale="zh-CN", color_scheme="dark", has_touch=True
     )
     page = context.new_page()
