@@ -280,7 +280,7 @@ def test_models_are_listed_by_content_not_by_name(tmp_path: Path, gguf_path: Pat
         "all-MiniLM-L6-v2": "unknown",
         "bert.gguf": "unknown",
         "embed": "embedder",
-        "hub": "llama",
+        "hub": "unknown",
         "llama.gguf": "unknown",
         "named.txt": "llama",
     }

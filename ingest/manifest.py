@@ -1,0 +1,232 @@
+"""What is indexed: one SQLite file. The index can always be made again from the inbox, and so can this."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from ingest.errors import IngestError
+
+MIGRATIONS = [
+    """
+    CREATE TABLE files (
+        kb TEXT NOT NULL, source TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+        checked_ns INTEGER NOT NULL, sha256 TEXT NOT NULL, doc_id TEXT NOT NULL, chunks INTEGER NOT NULL,
+        pages INTEGER, status TEXT NOT NULL, error TEXT, settings TEXT NOT NULL, embedder TEXT NOT NULL,
+        ingested_at REAL NOT NULL, PRIMARY KEY (kb, source));
+    CREATE INDEX files_doc_id ON files (kb, doc_id);
+    CREATE TABLE kbs (kb TEXT PRIMARY KEY, collection_id TEXT NOT NULL, embedder TEXT NOT NULL);
+    CREATE TABLE imports (
+        kb TEXT NOT NULL, source TEXT NOT NULL, root TEXT NOT NULL, rel TEXT NOT NULL, sha256 TEXT NOT NULL,
+        PRIMARY KEY (kb, source));
+    CREATE TABLE garbage (kb TEXT NOT NULL, doc_id TEXT NOT NULL, PRIMARY KEY (kb, doc_id));
+    CREATE TABLE moves (kb TEXT NOT NULL, doc_id TEXT NOT NULL, PRIMARY KEY (kb, doc_id));
+    """,
+]
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """A document as it was when last looked at. A failed one has no doc_id; one that could not be read, no sha256."""
+
+    kb: str
+    source: str
+    size: int
+    mtime_ns: int
+    checked_ns: int  # when size and mtime were read, in ns since 1970
+    sha256: str
+    doc_id: str
+    chunks: int
+    pages: int | None
+    status: Literal["indexed", "failed"]
+    error: str | None
+    settings: str  # loader, splitter and their parameters
+    embedder: str
+    ingested_at: float
+
+
+@dataclass(frozen=True)
+class ImportRow:
+    """A copy in the inbox: `rel` under `root` is the original, sha256 that of the content copied last."""
+
+    kb: str
+    source: str
+    root: str
+    rel: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class KbRow:
+    """The collection that holds a knowledge base, and the embedder that made it."""
+
+    kb: str
+    collection_id: str
+    embedder: str
+
+
+class Manifest:
+    """Open manifest, usable from several threads. Every method raises IngestError if the file is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        self._depth = 0
+        try:
+            self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise self._broken(error) from error
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._migrate()
+        except sqlite3.Error as error:
+            self._db.close()
+            raise self._broken(error) from error
+
+    def _broken(self, error: object) -> IngestError:
+        return IngestError(
+            f"the manifest {self.path} cannot be used ({error}); move it away and run `paddock ingest` again"
+        )
+
+    def _migrate(self) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise self._broken(f"it was written by a newer version, schema {version}")
+        for number in range(version, len(MIGRATIONS)):
+            self._db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All changes inside happen, or none. Transactions nest."""
+        with self._lock:
+            outermost = self._depth == 0
+            self._depth += 1
+            try:
+                if outermost:
+                    self._db.execute("BEGIN IMMEDIATE")
+                yield
+                if outermost:
+                    self._db.execute("COMMIT")
+            except BaseException as error:
+                if outermost and self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise self._broken(error) from error
+                raise
+            finally:
+                self._depth -= 1
+
+    def _do(self, sql: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        with self._lock:
+            try:
+                return self._db.execute(sql, values).fetchall()
+            except sqlite3.Error as error:
+                raise self._broken(error) from error
+
+    # -- knowledge bases -----------------------------------------------------------------------------------------
+
+    def kbs(self) -> list[str]:
+        """Knowledge bases that have documents or a collection."""
+        found = self._do("SELECT kb FROM files UNION SELECT kb FROM kbs ORDER BY kb")
+        return [str(row[0]) for row in found]
+
+    def kb(self, kb: str) -> KbRow | None:
+        """The knowledge base's collection, if it has one."""
+        found = self._do("SELECT kb, collection_id, embedder FROM kbs WHERE kb = ?", (kb,))
+        return KbRow(*found[0]) if found else None  # type: ignore[arg-type]
+
+    def put_kb(self, row: KbRow) -> None:
+        """Adds or replaces."""
+        self._do("INSERT OR REPLACE INTO kbs VALUES (?, ?, ?)", astuple(row))
+
+    def forget(self, kb: str, imports: bool = False) -> None:
+        """Drops all that is known of a knowledge base; what was imported from where only if asked."""
+        with self.transaction():
+            for table in ("files", "kbs", "garbage", "moves", *(["imports"] if imports else [])):
+                self._do(f"DELETE FROM {table} WHERE kb = ?", (kb,))
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def files(self, kb: str) -> dict[str, FileRow]:
+        """All documents of a knowledge base by source."""
+        names = ", ".join(each.name for each in fields(FileRow))
+        found = self._do(f"SELECT {names} FROM files WHERE kb = ? ORDER BY source", (kb,))
+        return {str(row[1]): FileRow(*row) for row in found}  # type: ignore[arg-type]
+
+    def put_file(self, row: FileRow) -> None:
+        """Adds or replaces."""
+        marks = ", ".join("?" for _ in fields(FileRow))
+        self._do(f"INSERT OR REPLACE INTO files VALUES ({marks})", astuple(row))
+
+    def delete_file(self, kb: str, source: str) -> None:
+        """Forgets a document."""
+        self._do("DELETE FROM files WHERE kb = ? AND source = ?", (kb, source))
+
+    def has_doc(self, kb: str, doc_id: str) -> bool:
+        """Whether a document has this id."""
+        return bool(self._do("SELECT 1 FROM files WHERE kb = ? AND doc_id = ?", (kb, doc_id)))
+
+    def source_of(self, kb: str, doc_id: str) -> str | None:
+        """The source of the document with this id."""
+        found = self._do("SELECT source FROM files WHERE kb = ? AND doc_id = ?", (kb, doc_id))
+        return str(found[0][0]) if found else None
+
+    def chunks(self, kb: str) -> int:
+        """How many chunks the knowledge base's documents have."""
+        found = self._do("SELECT coalesce(sum(chunks), 0) FROM files WHERE kb = ?", (kb,))
+        return int(str(found[0][0]))
+
+    # -- unfinished work: what a killed run leaves for the next ----------------------------------------------------
+
+    def garbage(self, kb: str) -> list[str]:
+        """Ids of documents whose chunks may be in the store but must not be."""
+        return [str(row[0]) for row in self._do("SELECT doc_id FROM garbage WHERE kb = ? ORDER BY doc_id", (kb,))]
+
+    def add_garbage(self, kb: str, doc_id: str) -> None:
+        """Remembers chunks to be removed."""
+        if doc_id:
+            self._do("INSERT OR IGNORE INTO garbage VALUES (?, ?)", (kb, doc_id))
+
+    def drop_garbage(self, kb: str, doc_ids: Sequence[str]) -> None:
+        """Forgets them: removed, or in use after all."""
+        with self.transaction():
+            for doc_id in doc_ids:
+                self._do("DELETE FROM garbage WHERE kb = ? AND doc_id = ?", (kb, doc_id))
+
+    def moves(self, kb: str) -> list[str]:
+        """Ids of documents whose chunks may name another source than the document has."""
+        return [str(row[0]) for row in self._do("SELECT doc_id FROM moves WHERE kb = ? ORDER BY doc_id", (kb,))]
+
+    def add_move(self, kb: str, doc_id: str) -> None:
+        """Remembers a renaming that has begun."""
+        self._do("INSERT OR IGNORE INTO moves VALUES (?, ?)", (kb, doc_id))
+
+    def drop_move(self, kb: str, doc_id: str) -> None:
+        """Forgets it: done."""
+        self._do("DELETE FROM moves WHERE kb = ? AND doc_id = ?", (kb, doc_id))
+
+    # -- imports -------------------------------------------------------------------------------------------------
+
+    def imports(self, root: str) -> dict[tuple[str, str], ImportRow]:
+        """Copies that came from a root, by knowledge base and source."""
+        found = self._do("SELECT kb, source, root, rel, sha256 FROM imports WHERE root = ?", (root,))
+        return {(str(row[0]), str(row[1])): ImportRow(*row) for row in found}  # type: ignore[arg-type]
+
+    def put_import(self, row: ImportRow) -> None:
+        """Adds or replaces."""
+        self._do("INSERT OR REPLACE INTO imports VALUES (?, ?, ?, ?, ?)", astuple(row))
+
+    def delete_import(self, kb: str, source: str) -> None:
+        """Forgets where a copy came from."""
+        self._do("DELETE FROM imports WHERE kb = ? AND source = ?", (kb, source))
