@@ -28,7 +28,16 @@ NOTHING_INDEXED = {
     "en": "The knowledge base '{kb}' holds no documents yet, so there is nothing to answer from.",
     "zh": "知识库“{kb}”中还没有文档，因此无法作答。",
 }
-LABELS = {"en": ("Passages", "Question", "page {page}"), "zh": ("段落", "问题", "第 {page} 页")}
+PAGE = {"en": "page {page}", "zh": "第 {page} 页"}
+# The question stands before and behind the passages: a small model reads them with it in mind, and has not lost it
+# when it starts to answer (docs/experiments.md has what other orders gave).
+ASK = {
+    "en": (
+        "Question: {question}\n\nPassages:\n{passages}\n\n"
+        "Answer the question with words from the passages.\nQuestion: {question}\nAnswer:"
+    ),
+    "zh": "问题：{question}\n\n段落：\n{passages}\n\n用段落中的原话回答问题。\n问题：{question}\n回答：",
+}
 
 # The small model sometimes goes on to write the next question itself.
 STOPS = ("\nQuestion:", "\nPassages:", "\n问题：", "\n段落：")
@@ -61,24 +70,21 @@ def passage(number: int, chunk: Document, language: str = "en") -> str:
     page = chunk.metadata.get("page")
     place = [chunk.metadata["source"]]
     if page is not None:
-        place.append(LABELS[language][2].format(page=page))
+        place.append(PAGE[language].format(page=page))
     if chunk.metadata.get("headings"):
         place.append(chunk.metadata["headings"])
     return f"[{number}] {', '.join(place)}\n{chunk.page_content.strip()}"
 
 
 def messages_for(question: str, history: Sequence[Turn], chunks: Sequence[Document]) -> list[Message]:
-    """The conversation as the chat template takes it; the passages stand in the last turn, before the question."""
+    """The conversation as the chat template takes it; the passages stand in the last turn, with the question."""
     language = language_of(question)
-    passages, asked, _ = LABELS[language]
-    colon = "：" if language == "zh" else ": "
     shown = "\n\n".join(passage(number, chunk, language) for number, chunk in enumerate(chunks, 1))
     messages: list[Message] = [{"role": "system", "content": SYSTEM[language].format(refusal=REFUSAL[language])}]
     for turn in history:
         messages.append({"role": "user", "content": turn.question})
         messages.append({"role": "assistant", "content": turn.answer})
-    content = f"{passages}{colon.strip()}\n{shown}\n\n{asked}{colon}{question}"
-    messages.append({"role": "user", "content": content})
+    messages.append({"role": "user", "content": ASK[language].format(question=question, passages=shown)})
     return messages
 
 

@@ -99,11 +99,11 @@ def test_questions_that_cannot_be_asked(question: str, says: str) -> None:
 
 
 def test_the_budget_leaves_room_for_the_answer() -> None:
-    """Context 120, answer 50: the prompt may have 70 tokens, whatever the setting allows."""
+    """Context 130, answer 50: the prompt may have 80 tokens, whatever the setting allows."""
     chunks = [chunk("word " * 20, f"{n}.md", n) for n in range(4)]
-    backend = Backend(chunks, "word", context=120)
+    backend = Backend(chunks, "word", context=130)
     answer = answerer(backend).answer("q", "default", 4)
-    assert len(backend.encode(backend.messages)) <= 70
+    assert len(backend.encode(backend.messages)) <= 80
     assert len(answer.passages) == 1
     assert len(answer.retrieved) == 4
 

@@ -72,9 +72,7 @@ def test_nothing_is_invented_or_lost(answer: str, texts: list[str]) -> None:
 
 
 def test_spans() -> None:
-    text = (
-        "## Head\nA sentence over\ntwo. Another!\n\n| a | b |\n| 1 | 2 |\n1. item one\n- item\n  goes on\n好。再见！"
-    )
+    text = "## Head\nA sentence over\ntwo. Another!\n\n| a | b |\n| 1 | 2 |\n1. item one\n- item\n  goes on\n好。再见！"
     assert [text[a:b] for a, b in spans(text)] == [
         "## Head",
         "A sentence over\ntwo.",

@@ -27,7 +27,8 @@ def test_everything_stays_when_there_is_room() -> None:
     assert prompt.chunks == CHUNKS
     assert [m["role"] for m in prompt.messages] == ["system", *["user", "assistant"] * 3, "user"]
     last = prompt.messages[-1]["content"]
-    assert last.endswith("Question: what?")
+    assert last.startswith("Question: what?\n")
+    assert last.endswith("Question: what?\nAnswer:")
     assert all(c.page_content.strip() in last for c in CHUNKS)
 
 

@@ -106,14 +106,14 @@ class TestFollowing:
         check_consistent(ingestor, "farm")
 
     def test_change_of_the_same_size_within_a_tick(self, ingestor: Ingestor, write: Write) -> None:
+        """The clock of a file system may not tick between two writes: then neither size nor time tells of the second."""
         path = write("a.txt", "May")
+        soon = time.time_ns() + 2_000_000_000
+        os.utime(path, ns=(soon, soon))
         ingestor.sync("default")
-        seen = path.stat()
-        row = ingestor.manifest.files("default")["a.txt"]
         path.write_text("Jun")
-        os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
-        if row.mtime_ns > row.checked_ns - 20_000_000:
-            assert counts(ingestor.sync("default")) == {"changed": 1}
+        os.utime(path, ns=(soon, soon))
+        assert counts(ingestor.sync("default")) == {"changed": 1}
 
     def test_touched_only(self, ingestor: Ingestor, embedder: FakeEmbedder, write: Write) -> None:
         path = write("a.txt", "text")
