@@ -7,7 +7,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +33,7 @@ class Shared:
         self.ready = threading.Event()
         self.fault: str | None = None  # why the model could not be loaded; tabs show it
         self.activity: dict[str, Event] = {}  # knowledge base -> how far its running ingest is
+        services.ingestor.listener = self._hear
         self._threads = [threading.Thread(target=self._warm, daemon=True, name="warm")]
         if watch:
             self._threads.append(threading.Thread(target=self._follow, daemon=True, name="inbox"))
@@ -51,18 +51,11 @@ class Shared:
             click.echo(f"Model loaded in {time.monotonic() - started:.1f} s. Ready.", err=True)
         self.ready.set()
 
-    def sync(self, kb: str, progress: Callable[[Event], None] | None = None) -> Report:
-        """Ingests what changed in a knowledge base; every tab sees how far it is."""
-
-        def listen(event: Event) -> None:
-            self.activity[kb] = event
-            if progress is not None:
-                progress(event)
-
-        try:
-            return self.services.ingestor.sync(kb, progress=listen)
-        finally:
+    def _hear(self, kb: str, event: Event) -> None:
+        if event.kind == "done":
             self.activity.pop(kb, None)
+        else:
+            self.activity[kb] = event
 
     def _follow(self) -> None:
         """Brings every knowledge base in line, then follows the inbox. A fault is told and does not end it."""
@@ -72,7 +65,7 @@ class Shared:
         Watcher(self.services.ingestor, _tell).start()
         for kb in self.services.ingestor.kbs():
             try:
-                _tell(self.sync(kb))
+                _tell(self.services.ingestor.sync(kb))
             except Exception as error:
                 click.echo(f"paddock: {' '.join(str(error).split())}", err=True)
 

@@ -103,16 +103,20 @@ class Run:
         known = self.manifest.kb(self.kb)
         marker = read_marker(self.ingestor.chroma, self.kb)
         if self.rebuild or marker != (known.collection_id if known else None):
-            self.ingestor.drop_collection(self.kb)
-            self.manifest.forget(self.kb)
+            self._start_anew()
         elif known and known.embedder != self.ingestor.embedder.identity:
             raise other_embedder(self.kb, known.embedder, self.ingestor.embedder.identity)
+
+    def _start_anew(self) -> None:
+        """Empties the index of this knowledge base; then every file has to be read, whatever was asked for."""
+        self.ingestor.drop_collection(self.kb)
+        self.manifest.forget(self.kb)
+        self.only = None
 
     def _finish_killed_run(self) -> None:
         if self.manifest.garbage(self.kb) and not is_sound(self.ingestor.chroma, self.kb):
             # Killed while Chroma wrote its vectors, which it does in place: only making them again helps.
-            self.ingestor.drop_collection(self.kb)
-            self.manifest.forget(self.kb)
+            self._start_anew()
         self._collect_garbage()
         for doc_id in self.manifest.moves(self.kb):
             source = self.manifest.source_of(self.kb, doc_id)

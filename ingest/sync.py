@@ -71,6 +71,7 @@ class Ingestor:
         self.chunk_overlap = chunk_overlap
         self.max_file_mb = max_file_mb
         self._opening = threading.Lock()
+        self.listener: Callable[[str, Event], None] | None = None  # hears of every sync here, whoever asked for it
 
     @property
     def chroma(self) -> Path:
@@ -158,8 +159,19 @@ class Ingestor:
         """
         started = time.perf_counter()
         self._check_known(kb)
-        with self.locked(progress):
-            report = Run(self, kb, only, progress, rebuild).execute()
+
+        def tell(event: Event) -> None:
+            if progress is not None:
+                progress(event)
+            if self.listener is not None:
+                self.listener(kb, event)
+
+        try:
+            with self.locked(tell):
+                report = Run(self, kb, only, tell, rebuild).execute()
+        except BaseException:
+            tell(Event("done"))
+            raise
         report.seconds = time.perf_counter() - started
         return report
 

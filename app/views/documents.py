@@ -66,7 +66,7 @@ def run(kb: str) -> None:
         bar.progress(*fraction(event))
 
     try:
-        report = shared().sync(kb, progress)
+        report = shared().services.ingestor.sync(kb, progress=progress)
         st.session_state.done = t("indexed", n=report.added, changed=report.changed + report.renamed)
     except Exception as error:
         st.session_state.done = " ".join(str(error).split())

@@ -106,7 +106,7 @@ class TestFollowing:
         check_consistent(ingestor, "farm")
 
     def test_change_of_the_same_size_within_a_tick(self, ingestor: Ingestor, write: Write) -> None:
-        """The clock of a file system may not tick between two writes: then neither size nor time tells of the second."""
+        """A file system's clock may not tick between two writes: neither size nor time tells of the second."""
         path = write("a.txt", "May")
         soon = time.time_ns() + 2_000_000_000
         os.utime(path, ns=(soon, soon))
