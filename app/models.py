@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -303,7 +304,7 @@ def _gguf_info(path: Path) -> dict[str, Any]:
         "name": meta.get("general.name"),
         "licence": meta.get("general.license"),
         "architecture": architecture,
-        "parameters": sum(int(tensor.n_elements) for tensor in opened.tensors),
+        "parameters": sum(math.prod(tensor.shape) for tensor in opened.tensors),
         "layers": of("block_count"),
         "width": of("embedding_length"),
         "heads": of("attention.head_count"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from app.config import Settings, limit_threads
@@ -114,9 +115,12 @@ class Services:
 
     def warm(self) -> None:
         """Loads what the first question needs: embedder, index and model. Raises what they raise."""
-        self.embedder.embed_query("warm up")
-        self._client  # noqa: B018
-        self.engine.forward([0], self._warm_cache())
+        # Side by side: the embedder's library takes seconds to import, in which the model is read.
+        with ThreadPoolExecutor(2) as pool:
+            embedded = pool.submit(self.embedder.embed_query, "warm up")
+            self.engine.forward([0], self._warm_cache())
+            self._client  # noqa: B018
+            embedded.result()
 
     def _warm_cache(self) -> Any:
         from llama.cache import KVCache

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llama.config import ModelConfig
 from llama.errors import LlamaError
+from llama.gguf_file import GGUFTensor, read_gguf
 from llama.model import Transformer
 
 # GGUF tensor name -> ours, outside the blocks and inside block {n}.
@@ -39,7 +40,7 @@ class Checkpoint:
 
     path: Path
     metadata: dict[str, Any]
-    tensors: list[Any]
+    tensors: list[GGUFTensor]
 
     @property
     def config(self) -> ModelConfig:
@@ -65,16 +66,12 @@ def open_gguf(path: Path) -> Checkpoint:
     if path.stat().st_size == 0:
         raise LlamaError(f"{path.name} is empty (0 bytes), an interrupted copy perhaps; {advice}")
     try:
-        # A lying header makes numpy warn of overflow before gguf gives up; the one line below says it all.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            reader = gguf.GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
+        metadata, tensors = read_gguf(path)
     except PermissionError as error:
         raise LlamaError(f"{path} may not be read; change its permissions") from error
-    except Exception as error:  # the reader meets damage with whatever its arrays raise
+    except (OSError, ValueError, TypeError, MemoryError) as error:
         raise LlamaError(f"{path.name} is not a whole GGUF file ({error}); {advice}") from error
-    return Checkpoint(path, metadata, list(reader.tensors))
+    return Checkpoint(path, metadata, tensors)
 
 
 def _our_name(name: str) -> str | None:
@@ -93,10 +90,11 @@ def unpermute(weight: Tensor, n_heads: int) -> Tensor:
     return weight.view(n_heads, rows // n_heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
-def _read(tensor: Any, config: ModelConfig, name: str, dtype: torch.dtype) -> Tensor:
+def _read(tensor: GGUFTensor, config: ModelConfig, name: str, dtype: torch.dtype) -> Tensor:
     """One tensor, dequantized, in our order of rows."""
     # A copy of its own even where nothing is dequantized: the file is mapped read-only and may change on disk.
-    weight = torch.from_numpy(np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+    values = np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+    weight = torch.from_numpy(values.reshape(tensor.shape[::-1]))
     if "q_proj" in name:
         weight = unpermute(weight, config.n_heads)
     elif "k_proj" in name:
@@ -115,9 +113,9 @@ def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype, device: str) ->
     wanted = {name: value.shape for name, value in model.state_dict().items()}
     if config.tied:
         del wanted["lm_head.weight"]
-    state: dict[str, Tensor] = {}
     missing = dict.fromkeys(wanted)
     faults = []
+    fitting: dict[str, GGUFTensor] = {}
     for tensor in checkpoint.tensors:
         name = _our_name(tensor.name)
         shape = torch.Size(int(size) for size in reversed(tensor.shape))  # GGUF counts dimensions from the innermost
@@ -128,14 +126,18 @@ def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype, device: str) ->
         if shape != wanted[name]:
             faults.append(f"{tensor.name} is {list(shape)}, not {list(wanted[name])}")
         else:
-            try:
-                state[name] = _read(tensor, config, name, dtype).to(device)
-            except (NotImplementedError, ValueError) as error:
-                faults.append(f"{tensor.name} cannot be read as {tensor.tensor_type.name} ({error})")
+            fitting[name] = tensor
     faults += [f"missing {name}" for name in missing]
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise LlamaError(f"{checkpoint.path.name} does not hold the tensors of a LLaMA: {'; '.join(faults[:5])}{more}")
+    try:
+        # numpy lets go of the interpreter while it dequantizes, so threads share the work.
+        with ThreadPoolExecutor(4) as pool:
+            read = pool.map(lambda item: _read(item[1], config, item[0], dtype).to(device), fitting.items())
+            state = dict(zip(fitting, read, strict=True))
+    except (NotImplementedError, ValueError) as error:
+        raise LlamaError(f"{checkpoint.path.name} has tensors that cannot be read ({error})") from error
     if config.tied:
         state["lm_head.weight"] = state["embed_tokens.weight"]
     model.load_state_dict(state, assign=True)

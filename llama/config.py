@@ -8,6 +8,18 @@ from typing import Any
 
 from llama.errors import LlamaError
 
+# Far above any LLaMA: a damaged header must not make us build a billion layers or positions.
+MOST = {
+    "dim": 1 << 17,
+    "n_layers": 1 << 10,
+    "n_heads": 1 << 12,
+    "n_kv_heads": 1 << 12,
+    "head_dim": 1 << 12,
+    "ffn_dim": 1 << 19,
+    "vocab_size": 1 << 22,
+    "context_length": 1 << 22,
+}
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -26,9 +38,8 @@ class ModelConfig:
     tied: bool = True
 
     def __post_init__(self) -> None:
-        counts = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "vocab_size", "context_length")
-        for name in counts:
-            if getattr(self, name) < 1:
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
                 raise LlamaError(f"the model's {name} is {getattr(self, name)}; the file is damaged")
         if self.n_heads % self.n_kv_heads:
             raise LlamaError(f"{self.n_heads} query heads cannot share {self.n_kv_heads} key/value heads evenly")
@@ -43,7 +54,7 @@ class ModelConfig:
         """
         architecture = metadata.get("general.architecture")
         if architecture != "llama":
-            raise LlamaError(f"its architecture is '{architecture}'; only 'llama' can be run")
+            raise LlamaError(f"its architecture is {architecture!r}; only 'llama' can be run")
         try:
             dim = int(metadata["llama.embedding_length"])
             n_heads = int(metadata["llama.attention.head_count"])

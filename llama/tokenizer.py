@@ -70,10 +70,10 @@ class Tokenizer:
         """From the `tokenizer.ggml.*` keys. Raises LlamaError for a kind of vocabulary that is not known exactly."""
         kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
         if kind != "gpt2":
-            raise LlamaError(f"its vocabulary is of kind '{kind}'; only byte-level BPE ('gpt2') is supported so far")
+            raise LlamaError(f"its vocabulary is of kind {kind!r}; only byte-level BPE ('gpt2') is supported so far")
         if pre not in PRE_TOKENIZERS:
             known = ", ".join(sorted(PRE_TOKENIZERS))
-            raise LlamaError(f"its pre-tokenizer '{pre}' is not known (known: {known}); its answers would be worse")
+            raise LlamaError(f"its pre-tokenizer {pre!r} is not known (known: {known}); its answers would be worse")
         try:
             vocabulary = metadata["tokenizer.ggml.tokens"]
             types = metadata["tokenizer.ggml.token_type"]

@@ -204,3 +204,45 @@ def test_a_base_model_cannot_chat(tmp_path: Path) -> None:
     engine: Engine = load_engine(write(tmp_path / "tiny.gguf", tensors(np.random.default_rng(0))), "cpu")
     with pytest.raises(LlamaError, match="chat"):
         engine.encode_chat([{"role": "user", "content": "x"}])
+
+
+def test_the_structure_is_what_the_gguf_package_reads(gguf_path: Path, tmp_path: Path) -> None:
+    """Every key, every tensor's place, shape and type, of the shipped model and of one with plain tensors."""
+    for path in (gguf_path, write(tmp_path / "tiny.gguf", tensors(np.random.default_rng(0)))):
+        reader = gguf.GGUFReader(path)
+        ours = open_gguf(path)
+        theirs = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+        assert ours.metadata == theirs
+        assert [(t.name, list(t.shape), t.tensor_type) for t in ours.tensors] == [
+            (t.name, t.shape.tolist(), t.tensor_type) for t in reader.tensors
+        ]
+        for mine, other in zip(ours.tensors, reader.tensors, strict=True):
+            assert mine.data.tobytes() == other.data.tobytes()
+
+
+@pytest.mark.parametrize("at", [8, 16])
+def test_a_lying_count_reserves_nothing(tmp_path: Path, at: int) -> None:
+    """Headers that promise 2^62 tensors or keys are refused at once instead of being believed."""
+    path = write(tmp_path / "tiny.gguf", tensors(np.random.default_rng(0)))
+    data = bytearray(path.read_bytes())
+    data[at : at + 8] = (1 << 62).to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(LlamaError, match="ends too early"):
+        open_gguf(path)
+
+
+def test_damage_anywhere_is_one_line(tmp_path: Path) -> None:
+    """200 files with a byte of the head changed: each loads or is refused, and nothing else is raised."""
+    whole = write(tmp_path / "tiny.gguf", tensors(np.random.default_rng(0))).read_bytes()
+    rng = np.random.default_rng(1)
+    said = []
+    for _ in range(200):
+        data = bytearray(whole)
+        data[int(rng.integers(0, 3000))] = int(rng.integers(0, 256))
+        (tmp_path / "bad.gguf").write_bytes(data)
+        try:
+            load_engine(tmp_path / "bad.gguf", "cpu", "float32")
+        except LlamaError as error:
+            said.append(str(error))
+    assert len(said) > 20
+    assert [line for line in said if "\n" in line] == []
