@@ -30,29 +30,36 @@ def run_limited(seconds: float, call: Callable[[], T]) -> T:
 
 
 class _Watcher:
-    """Raises TimeUp in the thread that made it, until stopped."""
+    """Raises TimeUp in the thread that made it, until stopped.
+
+    TimeUp may strike between any two instructions here too. So the signal to stop is one call into C (an Event could be
+    left locked for ever), and a TimeUp on its way is waited for: to take it back by PyThreadState_SetAsyncExc(None)
+    leaves CPython 3.11's evaluation loop slow for good.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.target = ctypes.c_ulong(threading.get_ident())
-        self.finished = threading.Event()
-        self.lock = threading.Lock()
+        self.working = threading.Lock()  # released when the work is done
+        self.working.acquire()
         self.thread = threading.Thread(target=self.watch, daemon=True, name="time-limit")
         self.start = self.thread.start
 
     def watch(self) -> None:
         wait = self.seconds
-        while not self.finished.wait(wait):
-            self.throw(TimeUp)
+        while not self.working.acquire(timeout=wait):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(self.target, ctypes.py_object(TimeUp))
             wait = AGAIN
 
-    def throw(self, error: type[BaseException] | None) -> None:
-        with self.lock:
-            if error is None or not self.finished.is_set():
-                thrown = None if error is None else ctypes.py_object(error)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(self.target, thrown)
-
     def stop(self) -> None:
-        """No TimeUp comes after this; one that is on its way is taken back."""
-        self.finished.set()
-        self.throw(None)
+        """No TimeUp comes after this."""
+        while self.thread.ident is not None:
+            try:
+                if self.working.locked():
+                    self.working.release()
+                self.thread.join()
+                for _ in range(3):
+                    pass  # here strikes what was on its way
+                return
+            except (TimeUp, RuntimeError):  # RuntimeError: released by the watcher's end in between
+                continue

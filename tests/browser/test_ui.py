@@ -17,13 +17,9 @@ from .conftest import Server
 
 pytestmark = pytest.mark.browser
 
-SHEARING = """# Shearing
+SHEARING = """The herd is sheared in the last week of June. One llama takes 40 minutes. The shearer is called Marta Quill.
 
-The herd is sheared in the last week of June. One llama takes 40 minutes, and the shearer is called Marta Quill.
-
-## After shearing
-
-Each animal is checked for <b>cuts</b> and wears a blanket for two nights. ![x](http://example.invalid/x.png)
+After shearing each animal is checked for <b>cuts</b> and wears a blanket. ![x](http://example.invalid/x.png)
 """
 SHOTS = Path(__file__).resolve().parents[2] / "shots"
 
@@ -72,7 +68,7 @@ def test_upload_ask_open_delete_refused(server: Server, page: Any) -> None:
 
     page.get_by_role("link", name="Ask").click()
     page.get_by_text("(1), with the passage").wait_for()
-    ask(page, "What is the name of the shearer?")
+    ask(page, "What is the shearer called?")
     # It streams: the answer grows behind a cursor before it is whole.
     page.get_by_text("▌").first.wait_for()
     shot(page, "streaming-light")
@@ -83,6 +79,7 @@ def test_upload_ask_open_delete_refused(server: Server, page: Any) -> None:
     mark.wait_for()
     assert mark.inner_text() in SHEARING
     assert "Marta Quill" in mark.inner_text()
+    page.wait_for_timeout(500)  # the source unfolds
     shot(page, "answer-light")
 
     # What stands in the document is shown as it stands: no HTML of it becomes HTML, no image of it is fetched.
@@ -97,7 +94,7 @@ def test_upload_ask_open_delete_refused(server: Server, page: Any) -> None:
 
     page.get_by_role("link", name="Ask").click()
     page.get_by_text("There is nothing in").or_(page.get_by_text("shearer")).first.wait_for()
-    ask(page, "What is the name of the shearer now?")
+    ask(page, "What is the shearer called now?")
     page.get_by_text("holds no documents yet, so there is nothing to answer from").wait_for()
     shot(page, "refused-light")
     assert page.elsewhere == [], "nothing may be fetched from elsewhere"

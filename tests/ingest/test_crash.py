@@ -61,8 +61,8 @@ def disturb(home: Path) -> None:
             path.rename(farm / f"moved-{i}.txt")
         else:
             path.unlink()
-    for i in range(12):
-        (farm / f"new-{i}.txt").write_text(f"New document {i}.\n\n{LONG}{LONG}")
+    for i in range(6):
+        (farm / f"new-{i}.txt").write_text(f"New document {i}.\n\n{LONG}")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def expected(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     home = tmp_path_factory.mktemp("whole") / "home"
     shutil.copytree(template, home)
     ingestor = open_ingestor(home, FakeEmbedder())
-    assert counts(ingestor.sync("farm")) == {"added": 12, "changed": 2, "renamed": 2, "deleted": 2}
+    assert counts(ingestor.sync("farm")) == {"added": 6, "changed": 2, "renamed": 2, "deleted": 2}
     return contents(ingestor)
 
 
