@@ -23,6 +23,7 @@ COMMON = frozenset(
     then can could will would shall should may might must also which who whom what when where how why all any each per
     according passage passages question answer document documents""".split()  # noqa: SIM905  read as prose
 )
+WRAPPED = 4  # lines that one sentence may well take in a PDF
 ENOUGH = 0.5  # share of a sentence's words that a quote must hold to count as its support
 
 
@@ -110,7 +111,23 @@ def _support(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | Non
         for share, (start, end) in options:
             if share >= ENOUGH and (best is None or share > best[0]):
                 best = (share, index, text[start:end])
-    return None if best is None else best[1:]
+    return None if best is None else (best[1], _without_idle_lines(best[2], wanted))
+
+
+def _without_idle_lines(quote: str, wanted: set[str]) -> str:
+    """Takes lines off both ends that add no wanted word, if the quote is longer than a wrapped sentence is.
+
+    The rows of a PDF's table have no full stop: they all run into the sentence behind the table.
+    """
+    lines = quote.splitlines(keepends=True)
+    if len(lines) <= WRAPPED:
+        return quote
+    held = wanted & words(quote)
+    while len(lines) > 1 and wanted & words("".join(lines[1:])) == held:
+        lines.pop(0)
+    while len(lines) > 1 and wanted & words("".join(lines[:-1])) == held:
+        lines.pop()
+    return "".join(lines).strip()
 
 
 def cite(answer: str, chunks: Sequence[Document]) -> Cited:

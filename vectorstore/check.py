@@ -11,8 +11,8 @@ SECONDS = 600
 
 def is_sound(folder: Path, kb: str) -> bool:
     """Whether every chunk of the knowledge base has its vector, and a search finds what it should."""
-    if not any(folder.glob("*/*.bin")):
-        return True  # nothing but the database yet, which SQLite keeps whole
+    if not any(folder.glob("*/index_metadata.pickle")):
+        return True  # no vectors but those in the database yet, which SQLite keeps whole
     command = [sys.executable, "-m", "vectorstore.check", str(folder), kb]
     root = Path(__file__).resolve().parent.parent
     try:

@@ -55,6 +55,13 @@ def test_each_quote_has_a_number() -> None:
     assert cited.citations[2].quote == "Salt blocks are changed on Mondays."
 
 
+def test_rows_of_a_table_without_marks_are_not_part_of_the_quote() -> None:
+    rows = "Place Beds\nTern Lake 6\nBlue Tarn 5\nSable Hut 14\nNotch Hut 10\n"
+    table = chunk(rows + "The key box of Sable Hut is opened with the code 4471. The key hangs.", "h.pdf", page=8)
+    (citation,) = cite("The code of the key box at Sable Hut is 4471.", [table]).citations
+    assert citation.quote == "The key box of Sable Hut is opened with the code 4471."
+
+
 @given(
     answer=st.text(max_size=120)
     | st.lists(st.sampled_from([FEED, PDF, ZH])).map(lambda c: "".join(x.page_content for x in c)),

@@ -17,7 +17,8 @@ from .conftest import Server
 
 pytestmark = pytest.mark.browser
 
-SHEARING = """The herd is sheared in the last week of June. One llama takes 40 minutes. The shearer is called Marta Quill.
+SHEARING = """\
+The herd is sheared in the last week of June. One llama takes 40 minutes. The shearer is called Marta Quill.
 
 After shearing each animal is checked for <b>cuts</b> and wears a blanket. ![x](http://example.invalid/x.png)
 """

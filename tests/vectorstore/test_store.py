@@ -283,12 +283,21 @@ def test_marker_goes_with_the_database(store: ChromaStore, folder: Path) -> None
     assert read_marker(folder, "default") is None, "a fresh database has no collection, whatever files lie beside it"
 
 
-def test_torn_vectors_are_noticed(store: ChromaStore, folder: Path) -> None:
+@pytest.mark.parametrize("name", ["index_metadata.pickle", "data_level0.bin"])
+def test_torn_vectors_are_noticed(store: ChromaStore, folder: Path, name: str) -> None:
     store.add_texts([f"w{i}" for i in range(1100)])
     assert is_sound(folder, "default")
-    (vectors,) = folder.glob("*/index_metadata.pickle")
-    vectors.unlink()
+    (vectors,) = folder.glob(f"*/{name}")
+    vectors.write_bytes(vectors.read_bytes()[: vectors.stat().st_size // 3])
     assert not is_sound(folder, "default")
+
+
+def test_few_vectors_are_in_the_database_alone(store: ChromaStore, folder: Path) -> None:
+    """So that a kill cannot tear them: is_sound relies on it."""
+    store.add_texts([f"w{i}" for i in range(900)])
+    for path in folder.glob("*/*"):
+        path.unlink()
+    other_process(folder, "assert len(store.similarity_search('w7', k=900)) == 900")
 
 
 def test_telemetry_is_off(store: ChromaStore) -> None:
