@@ -252,6 +252,9 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         return int(main_group.main(arguments, prog_name="paddock", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:  # `paddock` or `paddock kb` alone: the help, as it is
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return 2
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "paddock"
         return _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", 2)
