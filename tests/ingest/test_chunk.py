@@ -260,3 +260,9 @@ class TestRealTokenizer:
         embedder = Embedder(embedder_folder)
         chunks = split([Document("x" * 200_000)], embedder.count_tokens, 200, 0, embedder.count_tokens_batch)
         assert max(len(chunk.page_content) for chunk in chunks) <= 1600
+
+    def test_words_of_unknown_signs(self, embedder_folder: Path) -> None:
+        """Each is one unknown token, however long; a chunk must not be huge for that."""
+        embedder = Embedder(embedder_folder)
+        chunks = split([Document(("🦙" * 60 + " ") * 2000)], embedder.count_tokens, 200, 0)
+        assert max(len(chunk.page_content) for chunk in chunks) <= 2000

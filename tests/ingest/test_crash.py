@@ -191,6 +191,29 @@ def test_renamed_back_after_a_kill(home: Path, write: Write, monkeypatch: pytest
         path.rename(path.with_name("b.txt"))
 
 
+@pytest.mark.parametrize("then", ["changed", "gone"])
+@pytest.mark.parametrize(("owner", "name"), [(ChromaStore, "add_documents"), (Manifest, "put_file")])
+def test_other_files_after_a_kill(
+    home: Path, write: Write, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, then: str
+) -> None:
+    """The next run does not see the content whose chunks are half written; they must go all the same."""
+    path = write("farm/a.txt", f"First version.\n\n{LONG}")
+    write("farm/b.txt", "stays")
+    when = "after" if owner is ChromaStore else "before"
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, dying(getattr(owner, name), 1, when))
+        with pytest.raises(Killed):
+            open_ingestor(home, FakeEmbedder()).sync("farm")
+    if then == "gone":
+        path.unlink()
+    else:
+        path.write_text("Second version.")
+    ingestor = open_ingestor(home, FakeEmbedder())
+    ingestor.sync("farm")
+    assert not any("First" in text or "llama" in text for _, text in contents(ingestor).values())
+    check_consistent(ingestor, "farm")
+
+
 def test_torn_vectors_are_made_again(home: Path, write: Write) -> None:
     """Chroma writes its vectors in place; a kill in that moment leaves files that may even crash a reader."""
     for i in range(30):

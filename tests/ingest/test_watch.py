@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import queue
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from watchdog.observers.polling import PollingObserver
 
+from ingest import watch
 from ingest.report import Event, Report
 from ingest.sync import Ingestor
 from ingest.watch import Watcher
@@ -107,3 +110,85 @@ def test_a_rebuild_of_a_part_is_a_rebuild_of_all(ingestor: Ingestor, write: Writ
     ingestor.sync("default")
     report = ingestor.sync("default", only=[part], rebuild=True)
     assert (report.added, report.chunks) == (2, 2)
+
+
+def test_reading_and_temporary_files_trigger_nothing(reports: Reports, write: Write) -> None:
+    """A sync reads the files; it must not call itself for ever."""
+    path = write("a.md", "text")
+    until(reports, lambda r: r.added == 1)
+    time.sleep(0.6)
+    while not reports.empty():
+        reports.get()
+    path.read_text(encoding="utf-8")
+    for name in (".hidden.txt", "b.txt.part", "~$c.docx"):
+        write(name, "x")
+    with pytest.raises(queue.Empty):
+        reports.get(timeout=1.0)
+
+
+def test_only_the_knowledge_base_touched(reports: Reports, write: Write) -> None:
+    write("farm/a.md", "text")
+    write("top.md", "text")
+    assert {until(reports, lambda r: r.added == 1).kb for _ in range(2)} == {"farm", "default"}
+    write("farm/b.md", "text")
+    assert until(reports, lambda r: True).kb == "farm"
+    with pytest.raises(queue.Empty):
+        reports.get(timeout=0.8)
+
+
+def test_a_file_that_never_rests_does_not_block_the_others(
+    reports: Reports, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LONGEST_WAIT", 0.6)
+    end = time.monotonic() + 15
+    with (home / "inbox" / "log.txt").open("a") as file:
+        while reports.empty() and time.monotonic() < end:
+            file.write("x")
+            file.flush()
+            time.sleep(0.05)
+    assert not reports.empty()
+
+
+def test_polls_where_the_system_cannot_notify(
+    ingestor: Ingestor, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing(watch.Observer):  # type: ignore[misc, valid-type]
+        def start(self) -> None:
+            raise OSError(28, "inotify watch limit reached")
+
+    monkeypatch.setattr(watch, "Observer", Refusing)
+    found: Reports = queue.Queue()
+    watcher = Watcher(ingestor, found.put, debounce_s=0.1)
+    watcher.start()
+    try:
+        assert isinstance(watcher._observer, PollingObserver)
+        write("a.md", "text")
+        until(found, lambda r: r.added == 1)
+    finally:
+        watcher.stop()
+
+
+def test_stops_and_starts_again(ingestor: Ingestor, write: Write) -> None:
+    found: Reports = queue.Queue()
+    watcher = Watcher(ingestor, found.put, debounce_s=0.1)
+    watcher.start()
+    watcher.stop()
+    write("a.md", "text")
+    with pytest.raises(queue.Empty):
+        found.get(timeout=0.5)
+    watcher.start()
+    write("b.md", "text")
+    until(found, lambda r: r.added == 2)
+    watcher.stop()
+    watcher.stop()
+
+
+def test_a_removed_folder(reports: Reports, ingestor: Ingestor, home: Path, write: Write) -> None:
+    write("farm/a.md", "text")
+    until(reports, lambda r: r.added == 1)
+    shutil.rmtree(home / "inbox" / "farm")
+    until(reports, lambda r: r.deleted == 1)
+    end = time.monotonic() + 10
+    while "farm" in ingestor.kbs() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert "farm" not in ingestor.kbs()
