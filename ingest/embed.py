@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.embeddings import Embeddings
 
@@ -17,6 +17,8 @@ from ingest.errors import IngestError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
+
+    from ingest.bert import BertEncoder
 
 # What the vectors depend on. Read-mes and training notes may change without changing a vector.
 PARTS = ("*.safetensors", "*.bin", "*.json", "vocab.txt", "*.model", "*/config.json", "*/*.safetensors", "*/*.bin")
@@ -36,7 +38,7 @@ class Embedder(Embeddings):
         self.device = device
         self._hash_cache = hash_cache
         self._lock = threading.Lock()
-        self._model: SentenceTransformer | None = None
+        self._model: BertEncoder | SentenceTransformer | None = None
         for name in ("modules.json", "config.json", "tokenizer.json"):
             self._require(folder / name)
         if not any(path.stat().st_size for pattern in PARTS[:2] for path in folder.glob(pattern)):
@@ -131,32 +133,43 @@ class Embedder(Embeddings):
 
     # -- vectors -------------------------------------------------------------------------------------------------
 
-    def _loaded(self) -> SentenceTransformer:
+    def _loaded(self) -> BertEncoder | SentenceTransformer:
         """The model; call with the lock held."""
         if self._model is None:
-            from sentence_transformers import SentenceTransformer
-            from transformers.utils import logging as transformers_logging
+            from ingest.bert import load_bert
 
-            transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
             try:
-                self._model = SentenceTransformer(str(self.folder), device=self.device, local_files_only=True)
+                self._model = load_bert(self.folder, self.device) or self._from_library()
             except Exception as error:
                 raise self._incomplete(" ".join(str(error).split())[:120]) from error
-            self._model.eval()
         return self._model
+
+    def _from_library(self) -> SentenceTransformer:
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        return SentenceTransformer(str(self.folder), device=self.device, local_files_only=True).eval()
+
+    def _encode(self, texts: list[str]) -> list[list[float]]:
+        from ingest.bert import BertEncoder
+
+        with self._lock:
+            model = self._loaded()
+            if isinstance(model, BertEncoder):
+                return model.encode(texts, BATCH)
+            found = model.encode(texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
+            return cast(list[list[float]], found.tolist())
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Unit vectors (n, d) of texts, in their order. Batches hold texts of like length, so that little is padded."""
         if not texts:
             return []
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        with self._lock:
-            vectors = self._loaded().encode(
-                [texts[i] for i in order], batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
-            )
+        vectors = self._encode([texts[i] for i in order])
         result: list[list[float]] = [[] for _ in texts]
         for place, i in enumerate(order):
-            result[i] = vectors[place].tolist()
+            result[i] = vectors[place]
         return result
 
     def embed_query(self, text: str) -> list[float]:

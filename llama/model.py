@@ -145,7 +145,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.rope = RotaryTable(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        table = torch.empty(config.vocab_size, config.dim)
+        if not table.is_meta:  # there, a normal draw would import the whole of torch's compiler: 2 seconds
+            nn.init.normal_(table, std=0.02)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim, _weight=table)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)

@@ -101,7 +101,8 @@ class _Walker:
             self.flush()
 
     def children(self, tag: Tag, depth: int) -> None:
-        from bs4 import NavigableString, Tag
+        from bs4 import Tag
+        from bs4.element import NavigableString
 
         for child in tag.children:
             if isinstance(child, Tag):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -43,6 +44,51 @@ def test_vectors_are_those_of_the_library(real: Embedder, embedder_folder: Path)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
     np.testing.assert_allclose(real.embed_query(texts[1]), expected[1], atol=1e-5)
     assert real.embed_documents([]) == []
+
+
+def rewrite(folder: Path, name: str, **changes: object) -> None:
+    """Changes keys of a JSON file; the file may be a link to the original, so it is replaced."""
+    settings = json.loads((folder / name).read_text())
+    (folder / name).unlink()
+    (folder / name).write_text(json.dumps(settings | changes))
+
+
+def test_a_start_does_not_wait_for_the_library(embedder_folder: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom ingest.embed import Embedder\n"
+        f"Embedder(Path({str(embedder_folder)!r})).embed_query('x')\n"
+        "print([m for m in ('transformers', 'sentence_transformers', 'torch._dynamo') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "own"),
+    [
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, True),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}, False),
+        ("sentence_bert_config.json", {"max_seq_length": 32}, True),
+        ("config.json", {"hidden_act": "relu"}, False),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"query": "query: "}, "default_prompt_name": "query"},
+            False,
+        ),
+    ],
+)
+def test_other_folders_give_the_library_s_vectors_too(copy: Path, name: str, changes: dict, own: bool) -> None:
+    """What the own encoder computes is the library's; what it does not compute is left to the library."""
+    from sentence_transformers import SentenceTransformer
+
+    from ingest.bert import BertEncoder
+
+    rewrite(copy, name, **changes)
+    texts = ["Llamas eat hay.", "long " * 300, "Prices of 2024"]
+    expected = SentenceTransformer(str(copy), device="cpu").encode(texts, normalize_embeddings=True)
+    embedder = Embedder(copy)
+    np.testing.assert_allclose(np.array(embedder.embed_documents(texts)), expected, atol=1e-5)
+    assert isinstance(embedder._model, BertEncoder) == own
 
 
 def test_near_meaning_is_near(real: Embedder) -> None:
