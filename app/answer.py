@@ -13,15 +13,21 @@ from langchain_core.documents import Document
 
 from app.cite import Citation, cite, without_markers
 from app.errors import AppError
-from app.prompt import NOTHING_INDEXED, REFUSAL, STOPS, Turn, build, language_of
+from app.prompt import NOTHING_INDEXED, REFUSAL, STOPS, Prompt, Turn, build, language_of
+from ingest.errors import IngestError
+from llama.errors import LlamaError
+from vectorstore.errors import StoreError
 
 if TYPE_CHECKING:
     from langchain_core.retrievers import BaseRetriever
 
-    from llama.engine import Engine, Usage
+    from llama.decoding import Usage
+    from llama.engine import Engine
     from llama.sampling import SamplingParams
 
 MAX_QUESTION_CHARACTERS = 20_000
+WINDOW = 128  # questions of a batch that are retrieved ahead of the model
+ANSWER_ERRORS = (AppError, IngestError, LlamaError, StoreError)  # faults of one question, told in one line
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,16 @@ class Backend(Protocol):
         """None for a knowledge base that exists but holds nothing; AppError for one that does not exist."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """A question of a batch. `passages` stand in for retrieval where they are given."""
+
+    text: str
+    kb: str
+    k: int
+    passages: Sequence[Document] | None = None
+
+
 class Answerer:
     """Retrieves, builds the prompt, generates and cites. Holds no conversation: history is an argument."""
 
@@ -113,63 +129,106 @@ class Answerer:
         be it nothing.
         Raises AppError for an empty or over-long question, and what the store or the model raise.
         """
-        started = time.perf_counter()
-        question = check_question(question)
-        retriever = self._backend.retriever(kb, k)
-        chunks = [] if retriever is None else retriever.invoke(question)
-        retrieve_s = time.perf_counter() - started
-        yield chunks
-        retrieved = [chunk.metadata["chunk_id"] for chunk in chunks]
-        finish = _Finish(question, self._backend.model_name, retrieved, started, retrieve_s)
-        if not chunks:
-            text = REFUSAL if retriever is not None else NOTHING_INDEXED
-            yield (refusal := text[language_of(question)].format(kb=kb))
-            yield finish(refusal, refused=True)
+        found = self._retrieve(Question(question, kb, k))
+        yield found.chunks
+        if found.refusal is not None:
+            yield found.refusal
+            yield found.refused()
             return
+        prompt = self._prompt(found, history)
+        generation = self._backend.engine.generate(prompt.ids, self._sampling, cancel)
+        yield from generation
+        yield found.answered(generation.text, prompt.chunks, generation.usage)
+
+    def answer_batch(self, questions: Sequence[Question], rows: int = 16) -> Iterator[tuple[int, Answer | Exception]]:
+        """Answers many questions, up to `rows` of them at a time, and yields (index, answer) as each is finished.
+
+        The answers are those of `answer` (under greedy decoding in fp32, to the letter), and so are the faults of
+        single questions, which come in their place. `total_s` counts the question's own phases, without the wait for
+        its turn.
+        """
+        for start in range(0, len(questions), WINDOW):
+            ready: list[tuple[int, _Found, Prompt]] = []
+            for index in range(start, min(start + WINDOW, len(questions))):
+                try:
+                    found = self._retrieve(questions[index])
+                    if found.refusal is not None:
+                        yield index, found.refused()
+                    else:
+                        ready.append((index, found, self._prompt(found)))
+                except ANSWER_ERRORS as error:
+                    yield index, error
+            if not ready:
+                continue
+            prompts = [prompt.ids for _, _, prompt in ready]
+            for place, done in self._backend.engine.generate_batch(prompts, self._sampling, rows):
+                index, found, prompt = ready[place]
+                yield index, found.answered(done.text, prompt.chunks, done.usage, batched=True)
+
+    def _retrieve(self, question: Question) -> _Found:
+        started = time.perf_counter()
+        text = check_question(question.text)
+        if question.passages is not None:
+            chunks, refusal = list(question.passages), REFUSAL
+        else:
+            retriever = self._backend.retriever(question.kb, question.k)
+            chunks = [] if retriever is None else retriever.invoke(text)
+            refusal = REFUSAL if retriever is not None else NOTHING_INDEXED
+        return _Found(
+            question=text,
+            chunks=chunks,
+            refusal=None if chunks else refusal[language_of(text)].format(kb=question.kb),
+            model=self._backend.model_name,
+            started=started,
+            retrieve_s=time.perf_counter() - started,
+        )
+
+    def _prompt(self, found: _Found, history: Sequence[Turn] = ()) -> Prompt:
         engine = self._backend.engine
         budget = min(self._max_prompt_tokens, engine.context_length - self._sampling.max_tokens)
-        prompt = build(question, history, chunks, engine.encode_chat, budget)
-        generation = engine.generate(prompt.ids, self._sampling, cancel)
-        yield from generation
-        yield finish(generation.text, passages=prompt.chunks, usage=generation.usage)
+        return build(found.question, history, found.chunks, engine.encode_chat, budget)
 
 
 @dataclass(frozen=True)
-class _Finish:
-    """Makes the `Answer` once the text is there."""
+class _Found:
+    """What was retrieved for a question; becomes its `Answer` once the text is there."""
 
     question: str
+    chunks: list[Document]
+    refusal: str | None  # said without asking the model, as nothing was found
     model: str
-    retrieved: list[str]
     started: float
     retrieve_s: float
 
-    def __call__(
-        self, text: str, refused: bool = False, passages: Sequence[Document] = (), usage: Usage | None = None
-    ) -> Answer:
-        clean = without_markers(text)
-        cancelled = usage is not None and usage.finish_reason == "cancelled"
-        if not refused and not cancelled and (not clean or is_refusal(clean)):
+    def refused(self) -> Answer:
+        """The refusal as an answer."""
+        return self._answer(self.refusal or "", True, (), {}, time.perf_counter() - self.started)
+
+    def answered(self, text: str, passages: Sequence[Document], usage: Usage, batched: bool = False) -> Answer:
+        """What the model said of the passages, with citations."""
+        clean, refused = without_markers(text), False
+        if usage.finish_reason != "cancelled" and (not clean or is_refusal(clean)):
             # The model found nothing in the passages (or said nothing): told as a refusal, in our own words.
             clean, refused = REFUSAL[language_of(self.question)], True
-        cited = cite(clean, () if refused else passages)
-        figures = (
-            {}
-            if usage is None
-            else {
-                name: getattr(usage, name)
-                for name in ("prefill_s", "decode_s", "prompt_tokens", "cached_tokens", "answer_tokens")
-            }
-        )
-        total = time.perf_counter() - self.started
+        figures = {
+            name: getattr(usage, name)
+            for name in ("prefill_s", "decode_s", "prompt_tokens", "cached_tokens", "answer_tokens")
+        }
+        own = self.retrieve_s + usage.prefill_s + usage.decode_s
+        return self._answer(clean, refused, passages, figures, own if batched else time.perf_counter() - self.started)
+
+    def _answer(
+        self, text: str, refused: bool, passages: Sequence[Document], figures: dict[str, Any], total_s: float
+    ) -> Answer:
+        cited = cite(text, () if refused else passages)
         return Answer(
             question=self.question,
-            answer=clean,
+            answer=text,
             refused=refused,
             citations=cited.citations,
-            retrieved=self.retrieved,
+            retrieved=[chunk.metadata["chunk_id"] for chunk in self.chunks],
             model=self.model,
-            timings=Timings(retrieve_s=self.retrieve_s, total_s=total, **figures),
+            timings=Timings(retrieve_s=self.retrieve_s, total_s=total_s, **figures),
             passages=list(passages),
             pieces=cited.pieces,
         )

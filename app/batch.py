@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.answer import Answerer
+from app.answer import Answer, Answerer, Question
 from app.errors import AppError
-from ingest.errors import IngestError
-from llama.errors import LlamaError
-from vectorstore.errors import StoreError
 
 Row = dict[str, Any]
 
@@ -126,15 +123,15 @@ def _item(number: int, value: Any) -> Item:
 
 
 def run(
-    items: Iterable[Item],
+    items: Sequence[Item],
     out: Path,
     answerer: Answerer,
     kb: str,
     k: int,
     resume: bool = False,
-    progress: Callable[[Row], None] | None = None,
+    progress: Callable[[Row], None] = lambda row: None,
 ) -> tuple[int, int]:
-    """Answers the items in order and writes a line for each to `out` as soon as it is there.
+    """Answers the items, several at once, and writes a line for each to `out`, in order, as soon as it is there.
 
     resume keeps the answers that `out` already holds and asks what is missing or failed.
     Returns how many lines were answered and how many failed in this run.
@@ -149,27 +146,44 @@ def run(
     except OSError as error:
         raise AppError(f"{out} cannot be written ({error.strerror}); choose another file with -o") from error
     with file:
+        todo: list[Item] = []
         for item in items:
             if same := done.get(_key(item.id, item.question)):
-                row = same.pop(0)
+                progress(same.pop(0))
             else:
-                row = _answer(item, answerer, kb, k)
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                answered, failed = answered + ("error" not in row), failed + ("error" in row)
-            if progress is not None:
-                progress(row)
+                todo.append(item)
+        for row in _in_order(answer_rows(todo, answerer, kb, k)):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            answered, failed = answered + ("error" not in row), failed + ("error" in row)
+            progress(row)
     return answered, failed
 
 
-def _answer(item: Item, answerer: Answerer, kb: str, k: int) -> Row:
-    head: Row = {"id": item.id, "question": item.question}
-    if item.error is not None:
-        return {**head, "error": item.error, **item.extra}
-    try:
-        return {**head, **answerer.answer(item.question, item.kb or kb, k).to_json(), **item.extra}
-    except (AppError, IngestError, LlamaError, StoreError) as error:
-        return {**head, "error": str(error), **item.extra}
+def answer_rows(items: Sequence[Item], answerer: Answerer, kb: str, k: int) -> Iterator[tuple[int, Row]]:
+    """(index, output line) of every item, as each is finished; several are answered side by side."""
+    asked = []
+    for index, item in enumerate(items):
+        if item.error is not None:
+            yield index, {"id": item.id, "question": item.question, "error": item.error, **item.extra}
+        else:
+            asked.append(index)
+    questions = [Question(items[index].question, items[index].kb or kb, k) for index in asked]
+    for place, found in answerer.answer_batch(questions):
+        item = items[asked[place]]
+        result = found.to_json() if isinstance(found, Answer) else {"error": str(found)}
+        yield asked[place], {"id": item.id, "question": item.question, **result, **item.extra}
+
+
+def _in_order(rows: Iterable[tuple[int, Row]]) -> Iterator[Row]:
+    """Rows by their index, each as soon as those before it are there."""
+    waiting: dict[int, Row] = {}
+    following = 0
+    for index, row in rows:
+        waiting[index] = row
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
 
 
 def _key(id_: Any, question: str) -> str:

@@ -118,12 +118,6 @@ class Services:
         # Side by side: the embedder's library takes seconds to import, in which the model is read.
         with ThreadPoolExecutor(2) as pool:
             embedded = pool.submit(self.embedder.embed_query, "warm up")
-            self.engine.forward([0], self._warm_cache())
+            self.engine.forward_batch([[0]], self.engine.new_cache(1, 1))
             self._client  # noqa: B018
             embedded.result()
-
-    def _warm_cache(self) -> Any:
-        from llama.cache import KVCache
-
-        engine = self.engine
-        return KVCache(engine.model.config, 1, 1, engine.dtype, engine.device)

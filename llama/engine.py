@@ -5,33 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from llama.batch import ROWS, generate_batch
 from llama.cache import KVCache
 from llama.chat import ChatTemplate, Message
 from llama.checkpoint import load_transformer, open_gguf
+from llama.decoding import Decoding, Usage
 from llama.errors import LlamaError
 from llama.model import Transformer
-from llama.sampling import Sampler, SamplingParams, StopText, looping
+from llama.sampling import SamplingParams
 from llama.tokenizer import Tokenizer
 
 PREFILL_CHUNK = 512  # tokens: a cancelled request stops within one chunk, and memory stays bounded
-
-
-@dataclass
-class Usage:
-    """What a request took; seconds are wall time, and wait for other requests counts with the phase it fell in."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    answer_tokens: int = 0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    finish_reason: Literal["", "stop", "length", "cancelled"] = ""
 
 
 class Engine:
@@ -65,31 +53,83 @@ class Engine:
         prompt: token ids. cancel: set it from any thread to end the request at the next token.
         Raises LlamaError when the prompt is empty or leaves no room in the context.
         """
+        self.check_prompt(prompt)
+        return Generation(self, list(prompt), params, cancel or threading.Event())
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        rows: int = ROWS,
+        cancel: threading.Event | None = None,
+    ) -> Iterator[tuple[int, Decoding]]:
+        """Decodes many prompts side by side; see `llama.batch.generate_batch`."""
+        return generate_batch(self, prompts, params, rows, cancel)
+
+    def check_prompt(self, prompt: Sequence[int]) -> None:
+        """Raises LlamaError when the prompt is empty or leaves no room in the context."""
         if not prompt:
             raise LlamaError("the prompt is empty")
         if len(prompt) >= self.context_length:
             raise LlamaError(
                 f"the prompt has {len(prompt)} tokens and the model's context is {self.context_length}; shorten it"
             )
-        return Generation(self, list(prompt), params, cancel or threading.Event())
+
+    def answer_budget(self, prompt_tokens: int, params: SamplingParams) -> int:
+        """Tokens that an answer may have behind a prompt of that length."""
+        return min(params.max_tokens, self.context_length - prompt_tokens)
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Memory of one token's keys and values in all layers."""
+        config = self.model.config
+        return 2 * config.n_layers * config.n_kv_heads * config.head_dim * self.dtype.itemsize
+
+    def new_cache(self, rows: int, capacity: int) -> KVCache:
+        """An empty cache for `rows` requests of at most `capacity` tokens."""
+        return KVCache(self.model.config, rows, capacity, self.dtype, self.device)
 
     @torch.inference_mode()
-    def forward(self, tokens: Sequence[int], cache: KVCache) -> torch.Tensor:
-        """Logits [V] after the given tokens of a single row; one turn at the model."""
+    def forward_batch(self, tokens: Sequence[Sequence[int]], cache: KVCache) -> torch.Tensor:
+        """Logits [B, V] after the given tokens (equally many in each row); one turn at the model."""
         with self._turn:
-            batch = torch.tensor([tokens], device=self.device)
-            return self.model(batch, cache, last=True)[0, 0]  # type: ignore[no-any-return]
+            return self.model(torch.tensor(tokens, device=self.device), cache, last=True)[:, 0]  # type: ignore[no-any-return]
+
+    def prefill(
+        self, prompt: Sequence[int], cache: KVCache, usage: Usage, cancel: threading.Event
+    ) -> torch.Tensor | None:
+        """Runs a prompt into a cache of one row; logits [V] behind it, or None when cancelled before that."""
+        started = time.perf_counter()
+        logits = None
+        for start in range(0, len(prompt), PREFILL_CHUNK):
+            if cancel.is_set():
+                usage.finish_reason = "cancelled"
+                return None
+            logits = self.forward_batch([prompt[start : start + PREFILL_CHUNK]], cache)[0]
+            usage.prefill_s = time.perf_counter() - started
+        return logits
 
 
 class Generation:
     """One running request: an iterator over pieces of text, with `usage` growing along."""
 
     def __init__(self, engine: Engine, prompt: list[int], params: SamplingParams, cancel: threading.Event) -> None:
-        self.usage = Usage(prompt_tokens=len(prompt))
-        self.tokens: list[int] = []
-        self.text = ""  # what was given out so far; without its repetitions when the model ran in circles
+        self._decoding = Decoding(engine.tokenizer, params, len(prompt), cancel)
         self._engine, self._prompt, self._params, self._cancel = engine, prompt, params, cancel
         self._pieces = self._run()
+
+    @property
+    def usage(self) -> Usage:
+        return self._decoding.usage
+
+    @property
+    def tokens(self) -> list[int]:
+        return self._decoding.tokens
+
+    @property
+    def text(self) -> str:
+        """What was given out so far; without its repetitions when the model ran in circles."""
+        return self._decoding.text
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -99,52 +139,16 @@ class Generation:
         self._cancel.set()
 
     def _run(self) -> Iterator[str]:
-        engine, usage = self._engine, self.usage
-        room = engine.context_length - len(self._prompt)
-        budget = min(self._params.max_tokens, room)
-        cache = KVCache(engine.model.config, 1, len(self._prompt) + budget, engine.dtype, engine.device)
-        stream, stop = engine.tokenizer.stream(), StopText(self._params.stop)
-        sampler = Sampler(self._params)
-        logits = self._prefill(cache)
-        started = time.perf_counter()
+        engine, decoding = self._engine, self._decoding
+        budget = engine.answer_budget(len(self._prompt), self._params)
+        cache = engine.new_cache(1, len(self._prompt) + budget)
+        logits = engine.prefill(self._prompt, cache, decoding.usage, self._cancel)
         while logits is not None:
-            token = sampler(logits)
-            if token in engine.tokenizer.eos_ids:
-                usage.finish_reason = "stop"
-                break
-            self.tokens.append(token)
-            usage.answer_tokens += 1
-            text = stop.push(stream.push(token))
-            # Before the yield: a reader that leaves the loop early must find the figures right.
-            usage.decode_s = time.perf_counter() - started
-            if text:
-                self.text += text
-                yield text
-            if self._params.stop_loops and (repeated := looping(self.tokens)):
-                del self.tokens[-repeated:]
-                self.text = engine.tokenizer.decode(self.tokens)
-                usage.finish_reason = "stop"
+            if piece := decoding.push(logits, budget):
+                yield piece
+            if decoding.done:
                 return
-            if stop.hit or usage.answer_tokens >= budget or self._cancel.is_set():
-                usage.finish_reason = "stop" if stop.hit else "cancelled" if self._cancel.is_set() else "length"
-                break
-            logits = engine.forward([token], cache)
-        usage.decode_s = time.perf_counter() - started
-        if rest := stop.push(stream.flush()) + stop.flush():
-            self.text += rest
-            yield rest
-
-    def _prefill(self, cache: KVCache) -> torch.Tensor | None:
-        """Runs the prompt through the model; logits after its last token, or None when cancelled before that."""
-        started = time.perf_counter()
-        logits = None
-        for start in range(0, len(self._prompt), PREFILL_CHUNK):
-            if self._cancel.is_set():
-                self.usage.finish_reason = "cancelled"
-                return None
-            logits = self._engine.forward(self._prompt[start : start + PREFILL_CHUNK], cache)
-            self.usage.prefill_s = time.perf_counter() - started
-        return logits
+            logits = engine.forward_batch([[decoding.tokens[-1]]], cache)[0]
 
 
 def fast_bfloat16(device: torch.device) -> bool:

@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 
 from app.errors import AppError
-from llama.engine import Usage
+from llama.decoding import Usage
 
 
 def chunk(text: str, source: str = "a.md", number: int = 0, score: float = 0.8, **more: Any) -> Document:
@@ -62,7 +62,12 @@ class Backend:
     def engine(self) -> Any:
         if self.fault is not None:
             raise self.fault
-        return SimpleNamespace(context_length=self.context, encode_chat=self.encode, generate=self.generate)
+        return SimpleNamespace(
+            context_length=self.context,
+            encode_chat=self.encode,
+            generate=self.generate,
+            generate_batch=self.generate_batch,
+        )
 
     def encode(self, messages: Sequence[Any]) -> list[int]:
         """One token for each word and one for each message."""
@@ -72,3 +77,11 @@ class Backend:
     def generate(self, prompt: Sequence[int], params: Any, cancel: threading.Event | None = None) -> Said:
         self.asked += 1
         return Said(self.says, cancel)
+
+    def generate_batch(self, prompts: Sequence[Any], params: Any, rows: int = 16) -> Iterator[tuple[int, Said]]:
+        """Ends the last request of every pair first, as a batch may."""
+        for start in range(0, len(prompts), 2):
+            for i in reversed(range(start, min(start + 2, len(prompts)))):
+                said = self.generate(prompts[i], params)
+                list(said)
+                yield i, said

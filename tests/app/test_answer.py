@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.answer import Answer, Answerer, is_refusal
+from app.answer import WINDOW, Answer, Answerer, Question, is_refusal
 from app.errors import AppError
 from app.prompt import REFUSAL, Turn
 from llama.sampling import SamplingParams
@@ -124,3 +124,31 @@ def test_streamlit_is_not_needed_for_an_answer() -> None:
     """The path adds nothing of the web UI: its module does not name it."""
     source = Path(__file__).resolve().parents[2].joinpath("app", "answer.py").read_text()
     assert "streamlit" not in source
+
+
+def test_a_batch_answers_as_one_at_a_time() -> None:
+    backend = Backend([HAY, OTHER], "An adult llama eats 2.3 kilograms of hay.")
+    made = answerer(backend)
+    questions = [
+        Question("How much hay?", "default", 2),
+        Question("  ", "default", 2),
+        Question("Anything?", "empty", 2),
+        Question("Nowhere?", "nowhere", 2),
+        *(Question(f"Question {n}?", "default", 1) for n in range(WINDOW + 3)),
+        Question("And the bridge?", "default", 2, passages=[OTHER]),
+        Question("Nothing given?", "default", 2, passages=[]),
+    ]
+    found = dict(made.answer_batch(questions))
+    assert sorted(found) == list(range(len(questions)))
+    for index in (0, 2, 4, len(questions) - 3):
+        expected = made.answer(questions[index].text, questions[index].kb, questions[index].k).to_json()
+        got = found[index]
+        assert isinstance(got, Answer)
+        assert {**got.to_json(), "timings": None} == {**expected, "timings": None}
+    assert ["question is empty" in str(found[1]), "no knowledge base" in str(found[3])] == [True, True]
+    given, nothing = found[len(questions) - 2], found[len(questions) - 1]
+    assert isinstance(given, Answer)
+    assert given.retrieved == ["bridge.md-1"]
+    assert isinstance(nothing, Answer)
+    assert nothing.refused
+    assert given.timings.total_s == pytest.approx(given.timings.retrieve_s + 0.3)

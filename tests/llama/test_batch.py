@@ -1,0 +1,86 @@
+"""A ragged batch gives each request what it gets alone."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from llama import batch
+from llama.batch import generate_batch
+from llama.engine import Engine
+from llama.errors import LlamaError
+from llama.sampling import SamplingParams
+
+QUESTIONS = [
+    "What is the capital of France?",
+    "羊驼吃什么？",
+    "Hi",
+    *(f"Explain number {n} to a child. " + "It matters. " * n for n in range(17)),
+]
+
+
+@pytest.fixture(scope="module")
+def prompts(engine: Engine) -> list[list[int]]:
+    return [engine.encode_chat([{"role": "user", "content": question}]) for question in QUESTIONS]
+
+
+def alone(engine: Engine, prompt: list[int], params: SamplingParams) -> tuple[str, list[int], str]:
+    generation = engine.generate(prompt, params)
+    assert "".join(generation) == generation.text or params.stop_loops
+    return generation.text, generation.tokens, generation.usage.finish_reason
+
+
+@pytest.mark.parametrize("rows", [16, 3])
+def test_equals_one_at_a_time(engine: Engine, prompts: list[list[int]], rows: int) -> None:
+    params = SamplingParams(max_tokens=24, stop=("\n",), stop_loops=True)
+    found = dict(generate_batch(engine, prompts, params, rows))
+    assert sorted(found) == list(range(len(prompts))), "each once"
+    for i, prompt in enumerate(prompts):
+        assert (found[i].text, found[i].tokens, found[i].usage.finish_reason) == alone(engine, prompt, params), i
+        assert found[i].usage.prompt_tokens == len(prompt)
+        assert found[i].usage.answer_tokens >= len(found[i].tokens)
+        assert found[i].usage.prefill_s > 0
+    assert len({found[i].usage.answer_tokens for i in found}) > 3, "rows come free at different times"
+
+
+def test_sampled_rows_keep_their_seed(engine: Engine, prompts: list[list[int]]) -> None:
+    params = SamplingParams(max_tokens=12, temperature=0.8, seed=5)
+    found = dict(generate_batch(engine, prompts[:4], params))
+    for i in range(4):
+        assert found[i].text == alone(engine, prompts[i], params)[0]
+
+
+def test_results_come_as_they_end(engine: Engine, prompts: list[list[int]]) -> None:
+    results = generate_batch(engine, prompts[:8], SamplingParams(max_tokens=40), rows=4)
+    first, _ = next(results)
+    assert first < 5, "long before the last request has begun"
+    results.close()
+
+
+def test_memory_bounds_the_rows(engine: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    params = SamplingParams(max_tokens=4)
+    longest = max(map(len, prompts)) + 4
+    monkeypatch.setattr(batch, "CACHE_BYTES", 2 * longest * engine.cache_bytes_per_token)
+    running = batch._Batch(engine, prompts, params, 16, threading.Event())
+    assert len(running.cache.lengths) == 2
+    assert running.cache.k.nbytes + running.cache.v.nbytes <= batch.CACHE_BYTES
+    assert len(list(running.run())) == len(prompts)
+    monkeypatch.setattr(batch, "CACHE_BYTES", 1)
+    assert len(batch._Batch(engine, prompts, params, 16, threading.Event()).cache.lengths) == 1
+
+
+def test_cancel_ends_all(engine: Engine, prompts: list[list[int]]) -> None:
+    cancel = threading.Event()
+    found = {}
+    for i, result in generate_batch(engine, prompts, SamplingParams(max_tokens=200), 4, cancel):
+        cancel.set()
+        found[i] = result
+    assert sorted(found) == list(range(len(prompts)))
+    assert sum(result.usage.finish_reason == "cancelled" for result in found.values()) >= len(prompts) - 4
+
+
+def test_nothing_runs_when_one_prompt_does_not_fit(engine: Engine, prompts: list[list[int]]) -> None:
+    assert list(generate_batch(engine, [], SamplingParams())) == []
+    with pytest.raises(LlamaError, match="8192"):
+        next(generate_batch(engine, [*prompts, [5] * 8192], SamplingParams()))
