@@ -11,6 +11,7 @@ from typing import Any
 
 from app.answer import Answer, Answerer, Question
 from app.errors import AppError
+from app.lines import is_valid, read_lines
 
 Row = dict[str, Any]
 
@@ -46,21 +47,9 @@ def read_questions(path: Path) -> list[Item]:
     return items
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Non-empty lines with their numbers from 1. Bytes that are not UTF-8 spoil their own line only."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line.strip()
-
-
-def _valid(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def _jsonl(path: Path) -> Iterator[Item]:
-    for number, line in _lines(path):
-        if not _valid(line):
+    for number, line in read_lines(path):
+        if not is_valid(line):
             yield Item(number, error=f"line {number} is not UTF-8; save the file as UTF-8")
             continue
         try:
@@ -84,7 +73,7 @@ def _csv(path: Path) -> Iterator[Item]:
             row: Row = {key: value for key, value in values.items() if key is not None and value not in (None, "")}
             if not row:
                 continue
-            if not all(_valid(value) for value in row.values() if isinstance(value, str)):
+            if not all(is_valid(value) for value in row.values() if isinstance(value, str)):
                 yield Item(number, error=f"line {number} is not UTF-8; save the file as UTF-8")
                 continue
             if "answers" in row:
@@ -98,8 +87,8 @@ def _csv(path: Path) -> Iterator[Item]:
 
 
 def _txt(path: Path) -> Iterator[Item]:
-    for number, line in _lines(path):
-        if _valid(line):
+    for number, line in read_lines(path):
+        if is_valid(line):
             yield Item(number, line)
         else:
             yield Item(number, error=f"line {number} is not UTF-8; save the file as UTF-8")
@@ -194,7 +183,7 @@ def _kept(out: Path) -> dict[str, list[Row]]:
     """Answers of an earlier run. A line cut short by an interruption, and a failed one, are asked again."""
     kept: dict[str, list[Row]] = {}
     if out.exists():
-        for _, line in _lines(out):
+        for _, line in read_lines(out):
             try:
                 row = json.loads(line)
                 if "answer" in row:

@@ -6,43 +6,23 @@ import json
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from app import config
+from app.cli_eval import eval_group
 from app.errors import AppError
+from app.options import model_options, services
 from ingest.errors import IngestError
 from llama.errors import LlamaError
 from vectorstore.errors import StoreError
 
 if TYPE_CHECKING:
     from app.answer import Answer
-    from app.services import Services
 
 USER_ERRORS = (AppError, IngestError, LlamaError, StoreError)
-
-MODEL_OPTIONS = [
-    click.option("--model", metavar="NAME", help="Model: a file under models/, or a path."),
-    click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N."),
-    click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), help="Precision of the weights."),
-    click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of sampling (greedy decoding ignores it)."),
-]
-
-
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that mean the same wherever a model runs."""
-    for option in reversed(MODEL_OPTIONS):
-        command = option(command)
-    return command
-
-
-def services(**overrides: Any) -> Services:
-    from app.services import Services
-
-    return Services(config.load_settings(**overrides))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -241,6 +221,9 @@ def doctor(context: click.Context) -> None:
     rows = diagnose(config.load_settings())
     click.echo(render(rows))
     context.exit(any(row.status == "fail" for row in rows))
+
+
+main_group.add_command(eval_group)
 
 
 def main(arguments: list[str] | None = None) -> int:

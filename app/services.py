@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def _dense(services: Services, kb: str, k: int) -> BaseRetriever:
+    from vectorstore.retriever import DenseRetriever
+
+    return DenseRetriever(store=services.store(kb), k=k, min_score=services.settings.min_score)
+
+
+# Ways to retrieve, by name; evaluation sets them side by side.
+RETRIEVERS: dict[str, Callable[[Services, str, int], BaseRetriever]] = {"dense": _dense}
+DEFAULT_MODE = "dense"
+
+
 class Services:
     """The application's objects for one set of settings. Safe to share among threads.
 
@@ -75,16 +86,14 @@ class Services:
 
         return ChromaStore(self._client, kb, self.embedder, self.embedder.identity, create=create)
 
-    def retriever(self, kb: str, k: int) -> BaseRetriever | None:
+    def retriever(self, kb: str, k: int, mode: str = DEFAULT_MODE) -> BaseRetriever | None:
         """The retriever of a knowledge base, None while it holds nothing. Raises AppError for an unknown one."""
         known = self.ingestor.kbs()
         if kb not in known:
             raise AppError(f"there is no knowledge base '{kb}'; known: {', '.join(known)}; see `paddock kb list`")
         if not any(row.status == "indexed" for row in self.ingestor.manifest.files(kb).values()):
             return None
-        from vectorstore.retriever import DenseRetriever
-
-        return DenseRetriever(store=self.store(kb), k=k, min_score=self.settings.min_score)
+        return RETRIEVERS[mode](self, kb, k)
 
     @property
     def model_name(self) -> str:

@@ -95,14 +95,20 @@ class Engine:
         with self._turn:
             return self.model(torch.tensor(tokens, device=self.device), cache, last=True)[:, 0]  # type: ignore[no-any-return]
 
+    @torch.inference_mode()
+    def logits(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """Logits [B, S, V] behind each of the tokens [B, S]; one turn at the model."""
+        with self._turn:
+            return self.model(tokens, cache)  # type: ignore[no-any-return]
+
     def prefill(
-        self, prompt: Sequence[int], cache: KVCache, usage: Usage, cancel: threading.Event
+        self, prompt: Sequence[int], cache: KVCache, usage: Usage, cancel: threading.Event | None = None
     ) -> torch.Tensor | None:
         """Runs a prompt into a cache of one row; logits [V] behind it, or None when cancelled before that."""
         started = time.perf_counter()
         logits = None
         for start in range(0, len(prompt), PREFILL_CHUNK):
-            if cancel.is_set():
+            if cancel is not None and cancel.is_set():
                 usage.finish_reason = "cancelled"
                 return None
             logits = self.forward_batch([prompt[start : start + PREFILL_CHUNK]], cache)[0]

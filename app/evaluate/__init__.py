@@ -1,0 +1,1 @@
+"""Measures retrieval, answers, refusals and perplexity. Everything is asked through the one answer path."""

@@ -1,0 +1,128 @@
+"""Throw-away knowledge bases: a data set's own documents through the normal ingest path, kept by content hash."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from langchain_core.documents import Document
+
+from app.config import Settings
+from app.errors import AppError
+from app.evaluate.questions import Article
+from app.services import Services
+from ingest.report import Event, Report
+
+HALF = 0.5
+
+
+@dataclass
+class Corpus:
+    """Where questions are asked: the services to ask and, for a data set's own documents, their articles."""
+
+    services: Services
+    articles: Mapping[str, Article]
+    report: Report | None = None  # of the ingest, for a throw-away knowledge base
+
+    def paragraphs_of(self, chunk: Document) -> list[str]:
+        """Ids of the paragraphs that a chunk stands for: those it holds half of, or that it lies in for its half.
+
+        In the order of their shares, the largest first. Empty for documents that came without paragraphs.
+        """
+        source = chunk.metadata["source"]
+        if source not in self.articles:
+            return []
+        spans, text = self._places[source]
+        size = len(chunk.page_content)
+        shares: dict[str, int] = {}
+        at = text.find(chunk.page_content)
+        while at >= 0:
+            for id_, start, end in spans:
+                shared = min(end, at + size) - max(start, at)
+                if shared >= HALF * min(end - start, size):
+                    shares[id_] = max(shared, shares.get(id_, 0))
+            at = text.find(chunk.page_content, at + 1)
+        return sorted(shares, key=lambda id_: -shares[id_])
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[list[tuple[str, int, int]], str]]:
+        """For each article its paragraphs' (id, start, end) and its text."""
+        found = {}
+        for name, article in self.articles.items():
+            spans, at = [], 0
+            for id_, text in article.paragraphs:
+                spans.append((id_, at, at + len(text)))
+                at += len(text) + 2
+            found[name] = (spans, article.text)
+        return found
+
+    @cached_property
+    def paragraphs(self) -> dict[str, tuple[str, str]]:
+        """Paragraph id -> (its document, its text)."""
+        return {id_: (name, text) for name, article in self.articles.items() for id_, text in article.paragraphs}
+
+
+def of_articles(articles: Sequence[Article], settings: Settings, progress: Callable[[Event], None]) -> Corpus:
+    """A knowledge base of a data set's articles, one file each. Built once for the same content and settings."""
+    files = {article.name: article.text.encode() for article in articles}
+
+    def write(folder: Path) -> None:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+
+    made = _built(files.items(), write, settings)
+    report = made.ingestor.sync("default", progress=progress)
+    return Corpus(made, {article.name: article for article in articles}, report)
+
+
+def of_folder(folder: Path, settings: Settings, progress: Callable[[Event], None]) -> Corpus:
+    """A knowledge base of the documents in a folder (without its sub-folders' names becoming knowledge bases)."""
+    if not folder.is_dir():
+        raise AppError(f"there is no folder {folder}; give one with documents")
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = {path.relative_to(folder).as_posix(): path for path in paths}
+
+    def write(target: Path) -> None:
+        for name, path in files.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / name)
+
+    # A named knowledge base: sub-folders of the inbox's own top level would become others.
+    made = _built(((name, path.read_bytes()) for name, path in files.items()), write, settings, kb="docs")
+    return Corpus(made, {}, made.ingestor.sync("docs", progress=progress))
+
+
+def _built(
+    files: Iterable[tuple[str, bytes]], write: Callable[[Path], None], settings: Settings, kb: str = "default"
+) -> Services:
+    """Services on a state folder of its own under cache/eval, its inbox filled once."""
+    digest = hashlib.sha256()
+    for name, data in files:
+        digest.update(f"{name}\0{len(data)}\0".encode() + data)
+    home = settings.cache / "eval" / digest.hexdigest()[:16]
+    inbox = home / "inbox" if kb == "default" else home / "inbox" / kb
+    if not inbox.exists():
+        part = home.with_name(home.name + ".part")
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            (part / inbox.relative_to(home)).mkdir(parents=True)
+            write(part / inbox.relative_to(home))
+            part.rename(home)
+        except OSError as error:
+            raise AppError(
+                f"{home} cannot be written ({error.strerror}); make room or set another PADDOCK_HOME"
+            ) from error
+    return Services(
+        settings.model_copy(
+            update={
+                "home": home,
+                "kb": kb,
+                "model": str(settings.path_of_model(settings.model).absolute()),
+                "embedder": str(settings.path_of_model(settings.embedder).absolute()),
+            }
+        )
+    )

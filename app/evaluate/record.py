@@ -1,0 +1,104 @@
+"""What a run was made with, and the files that it leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from app.config import Settings
+from app.errors import AppError
+from app.evaluate.corpus import Corpus
+from app.evaluate.questions import Dataset
+
+Row = dict[str, Any]
+ROWS = {"answers": "answers.jsonl", "retrieval": "retrieval.jsonl"}  # kind of run -> the file of its rows
+VERSIONS = ("paddock", "torch", "chromadb", "tokenizers", "sacrebleu", "rouge-score", "ir-measures", "numpy")
+# What the figures do not depend on; everything else is recorded.
+NOT_RECORDED = {"home", "password", "host", "port", "threads", "judge_model", "judge_api_key"}
+
+
+def recorded(kind: str, dataset: Dataset, limit: int | None, place: Corpus) -> Row:
+    """What a run was made with: data, settings, models, versions, machine."""
+    services = place.services
+    settings = services.settings
+    return {
+        "kind": kind,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "dataset": {
+            "name": dataset.name,
+            "sha256": _digest([[gold.id, gold.question, list(gold.answers)] for gold in dataset.questions]),
+            "questions": len(dataset.questions),
+            "limit": limit,
+            "documents": len(services.ingestor.manifest.files(settings.kb)),
+            "chunks": services.ingestor.manifest.chunks(settings.kb),
+            "index": _digest(
+                sorted([source, row.doc_id] for source, row in services.ingestor.manifest.files(settings.kb).items())
+            ),
+            "faults": dataset.faults,
+        },
+        "settings": _settings(settings),
+        "model": {"name": services.model_name, "sha256": _file_digest(settings.path_of_model(settings.model))},
+        "adapter": None,
+        "embedder": services.embedder.identity,
+        "seed": settings.seed,
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONS}},
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
+    }
+
+
+def _settings(settings: Settings) -> Row:
+    found = settings.model_dump(mode="json", exclude=NOT_RECORDED)
+    return {**found, "model": Path(settings.model).name, "embedder": Path(settings.embedder).name}
+
+
+def identity_of(head: Row) -> str:
+    """What the answer to a question depends on. How many questions are asked is no part of it."""
+    parts = {name: head[name] for name in ("kind", "settings", "model", "adapter", "embedder", "gold_context", "k")}
+    return _digest([parts, head["dataset"]["name"], head["dataset"]["index"]])
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _file_digest(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a JSON file in one step."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Replaces a file of JSON lines in one step."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    part.replace(path)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """results.json of a run. Raises AppError when there is none that can be read."""
+    try:
+        found = json.loads((folder / "results.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise AppError(f"{folder} holds no results.json that can be read; give the --report folder of a run") from error
+    if not isinstance(found, dict) or "kind" not in found:
+        raise AppError(f"{folder / 'results.json'} was not written by `paddock eval`")
+    return found

@@ -1,0 +1,172 @@
+"""The report of a run: results.json, the rows, and one HTML page that needs nothing from anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from app.errors import AppError
+from app.evaluate import charts
+from app.evaluate.compare import is_right
+from app.evaluate.record import ROWS, write_json, write_rows
+from app.evaluate.run import Run
+
+Row = dict[str, Any]
+WORST = 50
+KINDS = {
+    "missed": "answer not among the passages",
+    "unread": "answer among the passages, not in the answer",
+    "refused": "refused, though it can be answered",
+    "invented": "answered, though it cannot be",
+    "right": "right",
+}
+
+
+def write_report(run: Run, folder: Path) -> None:
+    """Writes the three files, each in one step. Raises AppError when the folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows(folder / ROWS[run.results["kind"]], run.rows)
+        write_json(folder / "results.json", run.results)
+        part = folder / "report.html.part"
+        part.write_text(page(run), encoding="utf-8")
+        part.replace(folder / "report.html")
+    except OSError as error:
+        raise AppError(f"{folder} cannot be written ({error.strerror}); choose another --report") from error
+
+
+def page(run: Run) -> str:
+    """The HTML of a run."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    good = [row for row in run.rows if "error" not in row]
+    answers = run.results["kind"] == "answers"
+    cases = [_case(row) for row in sorted(good, key=_badness)[:WORST]]
+    figures = {"": run.results["figures"]} if answers else run.results["figures"]
+    return environment.get_template("report.html.j2").render(
+        results=run.results,
+        figures=figures,
+        charts=_charts_of_answers(good) if answers else _charts_of_retrieval(run),
+        cases=cases,
+        kinds={kind: text for kind, text in KINDS.items() if any(case["kind"] == kind for case in cases)},
+        total=len(good),
+        settings=_flat(run.results),
+    )
+
+
+def _flat(results: dict[str, Any]) -> dict[str, Any]:
+    """Settings, models, versions and machine, a line each."""
+    named = {**results["settings"], "embedder": results["embedder"], "seed": results["seed"]}
+    for group in ("model", "versions", "machine"):
+        named |= {f"{group}: {name}": value for name, value in results[group].items()}
+    return named
+
+
+# -- charts ------------------------------------------------------------------------------------------------------
+
+
+def _charts_of_answers(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    answerable = [row for row in rows if row["answerable"]]
+    found = []
+    if answerable:
+        deepest = max(len(row["passages"]) for row in answerable)
+        held = [
+            sum(any(_holds(p, row) for p in row["passages"][:k]) for row in answerable) / len(answerable)
+            for k in range(1, max(deepest, 1) + 1)
+        ]
+        found.append(("Answer among the first k passages", charts.over_k({"": {"answer in context": held}})))
+        found.append(("F1 over the prompt's length", charts.f1_over_prompt(rows)))
+    if any(row["passages"] for row in rows):
+        found.append(("Similarity of the best passage, right and wrong answers", charts.scores(rows)))
+    phases = {
+        name: [row["timings"][f"{name}_s"] for row in rows] for name in ("retrieve", "prefill", "decode", "total")
+    }
+    found.append(("Latency (answers run side by side)", charts.latency(phases)))
+    return found
+
+
+def _charts_of_retrieval(run: Run) -> list[tuple[str, str]]:
+    modes: dict[str, list[float]] = {}
+    for row in run.rows:
+        modes.setdefault(row["mode"], []).append(row["seconds"])
+    return [
+        ("Recall over k", charts.over_k(run.results["over_k"])),
+        ("Latency of a query", charts.latency(modes)),
+    ]
+
+
+def _holds(passage: Row, row: Row) -> bool:
+    from app.evaluate.metrics import contains
+
+    return bool(contains(passage["text"], row["answers"]))
+
+
+# -- cases -------------------------------------------------------------------------------------------------------
+
+
+def _kind(row: Row) -> str:
+    if is_right(row):
+        return "right"
+    if "holds_answer" in row:
+        return "missed"
+    if not row["answerable"]:
+        return "invented"
+    if row["refused"]:
+        return "refused"
+    return "unread" if row["in_context"] else "missed"
+
+
+def _badness(row: Row) -> tuple[int, float, float]:
+    """Sort key, worst first: wrong before right, then by the score that says how far off it was."""
+    if "holds_answer" in row:
+        first = [values.get("mrr@10", 0.0) for values in row["scores"].values()]
+        return int(is_right(row)), min(first, default=0.0), -(row["passages"][0]["score"] if row["passages"] else 0.0)
+    # A wrong answer from the right passage tells most about the model, so it stands before what was not retrieved.
+    return int(is_right(row)), row["scores"]["f1"] if row["answerable"] else 0.0, -float(row["in_context"])
+
+
+def _case(row: Row) -> dict[str, Any]:
+    quotes: dict[str, list[str]] = {}
+    for citation in row.get("citations", ()):
+        quotes.setdefault(citation["chunk_id"], []).append(citation["quote"])
+    return {
+        "id": row["id"],
+        "kind": _kind(row),
+        "question": row["question"],
+        "gold": row["answers"],
+        "answer": row.get("answer"),
+        "mode": row.get("mode"),
+        "ranks": {
+            level: next((n for n, id_ in enumerate(row["retrieved"][level], 1) if id_ in relevant), None)
+            for level, relevant in row.get("relevant", {}).items()
+        },
+        "scores": row["scores"] if "answer" in row else {},
+        "passages": [
+            {**each, "marked": marked(each["text"], quotes.get(each["chunk_id"], []), row["answers"])}
+            for each in row["passages"]
+        ],
+    }
+
+
+def marked(text: str, quotes: Iterable[str], golds: Iterable[str]) -> list[tuple[str, str]]:
+    """The text as pieces (CSS classes, text): 'quote' where a citation quotes it, 'gold' where a gold answer stands."""
+    classes: list[set[str]] = [set() for _ in text]
+    for name, wanted in (("quote", quotes), ("gold", golds)):
+        for one in wanted:
+            if one.strip():
+                for hit in re.finditer(re.escape(one), text, re.IGNORECASE):
+                    for place in range(*hit.span()):
+                        classes[place].add(name)
+    pieces: list[tuple[str, str]] = []
+    for letter, names in zip(text, classes, strict=True):
+        name = " ".join(sorted(names))
+        if pieces and pieces[-1][0] == name:
+            pieces[-1] = (name, pieces[-1][1] + letter)
+        else:
+            pieces.append((name, letter))
+    return pieces

@@ -1,0 +1,206 @@
+"""A whole evaluation: inputs read, the knowledge base found or built, figures taken, everything recorded."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from app.errors import AppError
+from app.evaluate import answers, corpus, retrieval
+from app.evaluate.corpus import Corpus
+from app.evaluate.questions import Dataset, read_beir, read_jsonl, read_squads
+from app.evaluate.record import identity_of, read_results, recorded, write_json, write_rows
+from app.evaluate.stats import Score
+from app.progress import bar, ingest_bar
+from app.services import RETRIEVERS, Services
+
+Row = dict[str, Any]
+FAULTS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where questions and documents come from: one of `file`, `squad` and `beir`; `docs` goes with `file`."""
+
+    file: Path | None = None
+    squad: tuple[Path, ...] = ()
+    beir: Path | None = None
+    docs: Path | None = None
+    limit: int | None = None
+
+    def read(self, seed: int) -> Dataset:
+        """The questions, `limit` of them. Raises AppError when they are none or more than one set."""
+        given = [bool(self.file), bool(self.squad), bool(self.beir)]
+        if sum(given) != 1:
+            raise AppError("give the questions as one of FILE, --squad FILE and --beir DIR")
+        if self.docs and not self.file:
+            raise AppError("--docs goes with a FILE of questions; the other sets bring their own documents")
+        if self.squad:
+            found = read_squads(self.squad)
+        elif self.beir:
+            found = read_beir(self.beir)
+        else:
+            assert self.file is not None
+            found = read_jsonl(self.file)
+        return found.sample(self.limit, seed)
+
+    def corpus(self, dataset: Dataset, services: Services) -> Corpus:
+        """The knowledge base to ask: the set's own documents, those of `docs`, or the user's."""
+        with ingest_bar() as progress:
+            if dataset.articles:
+                found = corpus.of_articles(dataset.articles, services.settings, progress)
+            elif self.docs:
+                found = corpus.of_folder(self.docs, services.settings, progress)
+            else:
+                return Corpus(services, {})
+        if found.report is not None:
+            dataset.faults += [f"{each.source}: {each.error}" for each in found.report.failed]
+        return found
+
+
+@dataclass
+class Run:
+    """What came out: `results` is results.json, `rows` what stands behind the figures, a row a question."""
+
+    results: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+
+
+def tell_faults(faults: Sequence[str]) -> None:
+    """Faults of the input on standard error, the first of them one by one."""
+    for fault in faults[:FAULTS_SHOWN]:
+        click.echo(f"paddock: {' '.join(fault.split())}", err=True)
+    if len(faults) > FAULTS_SHOWN:
+        click.echo(f"paddock: and {len(faults) - FAULTS_SHOWN} more faults like these", err=True)
+
+
+def run_retrieval(inputs: Inputs, services: Services, modes: Sequence[str]) -> Run:
+    """Every mode on the same questions. Raises AppError for inputs that cannot be used."""
+    settings = services.settings
+    dataset = inputs.read(settings.seed)
+    place = inputs.corpus(dataset, services)
+    tell_faults(dataset.faults)
+    started = time.perf_counter()
+    found: dict[str, list[Row]] = {}
+    with bar(len(dataset.questions) * len(modes or RETRIEVERS), "question") as advance:
+        for mode in modes or RETRIEVERS:
+            found[mode] = retrieval.evaluate(dataset.questions, place, place.services.settings.kb, mode, advance)
+    results = {
+        **recorded("retrieval", dataset, inputs.limit, place),
+        "seconds": round(time.perf_counter() - started, 2),
+        "figures": {mode: _json(retrieval.figures(each, settings.seed)) for mode, each in found.items()},
+        "latency": {mode: retrieval.latency([row["seconds"] for row in each]) for mode, each in found.items()},
+        "over_k": {mode: retrieval.over_k(each) for mode, each in found.items()},
+    }
+    return Run(results, [row for each in found.values() for row in each])
+
+
+def run_answers(
+    inputs: Inputs,
+    services: Services,
+    gold_context: bool = False,
+    rows: int = 16,
+    report: Path | None = None,
+    resume: bool = False,
+) -> Run:
+    """Answers and scores every question; with `report`, each row is on disk as soon as it is there.
+
+    resume takes over the rows of `report` that an earlier run with the same settings left. Raises AppError.
+    """
+    settings = services.settings
+    dataset = inputs.read(settings.seed)
+    answers.require_answers(dataset.questions)
+    place = inputs.corpus(dataset, services)
+    tell_faults(dataset.faults)
+    place.services.warm()
+    head = {**recorded("answers", dataset, inputs.limit, place), "gold_context": gold_context, "k": settings.k}
+    head["model"]["dtype"] = str(place.services.engine.dtype).removeprefix("torch.")
+    head["identity"] = identity_of(head)
+    known = _known(report, head["identity"]) if report and resume else {}
+    started = time.perf_counter()
+    taken: dict[str, Row] = {}
+    with bar(len(dataset.questions), "question") as advance, _Log(report, head, known.values()) as log:
+        kb = place.services.settings.kb
+        for row in answers.evaluate(dataset.questions, place, kb, settings.k, gold_context, rows, known):
+            if row["id"] not in known:
+                log.write(row)
+            taken[row["id"]] = row
+            advance(1, row["id"])
+    ordered = [taken[gold.id] for gold in dataset.questions]
+    return Run(_answer_results(head, ordered, len(known), time.perf_counter() - started, settings.seed), ordered)
+
+
+def _answer_results(head: Row, rows: Sequence[Row], kept: int, seconds: float, seed: int) -> Row:
+    good = [row for row in rows if "error" not in row]
+    failed = [{"id": row["id"], "error": row["error"]} for row in rows if "error" in row]
+    if not good:
+        raise AppError(f"none of the {len(rows)} questions could be answered ({failed[0]['error']})")
+    spent = [row["timings"] for row in good]
+    return {
+        **head,
+        "seconds": round(seconds, 2),
+        "answered": len(good),
+        "kept": kept,
+        "failed": failed,
+        "figures": _json(answers.figures(good, seed)),
+        "bleu": answers.bleu(good),
+        "latency": {
+            name: retrieval.latency([each[f"{name}_s"] for each in spent])
+            for name in ("retrieve", "prefill", "decode", "total")
+        },
+        "tokens": {
+            name: sum(each[name] for each in spent) for name in ("prompt_tokens", "cached_tokens", "answer_tokens")
+        },
+    }
+
+
+class _Log:
+    """answers.jsonl while a run goes on: begun with the rows that are kept, a line added for each that comes."""
+
+    def __init__(self, folder: Path | None, head: Row, kept: Iterable[Row]) -> None:
+        self.file = None
+        if folder is None:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "results.json", {**head, "unfinished": True})
+            write_rows(folder / "answers.jsonl", kept)
+            self.file = (folder / "answers.jsonl").open("a", encoding="utf-8")
+        except OSError as error:
+            raise AppError(f"{folder} cannot be written ({error.strerror}); choose another --report") from error
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def write(self, row: Row) -> None:
+        if self.file is not None:
+            self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self.file.flush()
+
+
+def _known(report: Path, identity: str) -> dict[str, Row]:
+    """The rows of an earlier run in that folder. Raises AppError if it was made with other settings."""
+    path = report / "results.json"
+    if not path.exists():
+        return {}
+    before = read_results(report)
+    if before.get("identity") != identity:
+        raise AppError(
+            f"{report} holds a run with other questions, settings, documents or model; "
+            "choose another --report, or leave out --resume to begin anew"
+        )
+    return answers.read_rows(report / "answers.jsonl")
+
+
+def _json(figures: dict[str, Score]) -> dict[str, Any]:
+    return {name: figure.to_json() for name, figure in figures.items()}

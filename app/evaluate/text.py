@@ -1,0 +1,51 @@
+"""Figures for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Figures in per cent with their intervals, a line each."""
+    width = max(len(name) for name in figures)
+    lines = [f"{'':{width}}   value   95% interval      n"]
+    for name, each in figures.items():
+        interval = f"[{100 * each['low']:.1f}, {100 * each['high']:.1f}]"
+        lines.append(f"{name:{width}}  {100 * each['value']:6.1f}   {interval:14} {each['n']:4}")
+    return "\n".join(lines)
+
+
+def side_by_side(figures: dict[str, dict[str, Any]]) -> str:
+    """Figures of several modes, a column each."""
+    names = list(dict.fromkeys(name for each in figures.values() for name in each))
+    width = max(len(name) for name in names)
+    lines = [" " * width + "".join(f"{mode:>10}" for mode in figures)]
+    show: Callable[[Any], str] = lambda each: f"{100 * each['value']:.1f}" if each else "–"  # noqa: E731
+    lines += [f"{name:{width}}" + "".join(f"{show(each.get(name)):>10}" for each in figures.values()) for name in names]
+    return "\n".join(lines)
+
+
+def render(results: dict[str, Any]) -> str:
+    """What `paddock eval` prints of a run."""
+    data = results["dataset"]
+    head = f"{data['name']}: {data['questions']} questions, {data['documents']} documents, {data['chunks']} chunks"
+    if results["kind"] == "retrieval":
+        modes = results["figures"]
+        body = table(next(iter(modes.values()))) if len(modes) == 1 else side_by_side(modes)
+        times = [
+            f"{mode}: p50 {t['p50_ms']:.0f} ms, p95 {t['p95_ms']:.0f} ms" for mode, t in results["latency"].items()
+        ]
+        return f"{head}\n{body}\nlatency of a query (p50): {'; '.join(times)}"
+    how = "gold context" if results["gold_context"] else f"k = {results['k']}"
+    lines = [f"{head}; {results['model']['name']} ({results['model']['dtype']}), {how}", table(results["figures"])]
+    lines += [
+        f"BLEU ({b['language']}) {b['value']:.1f} [{b['low']:.1f}, {b['high']:.1f}]  {b['signature']}"
+        for b in results["bleu"]
+    ]
+    rate = (results["answered"] - results["kept"]) / max(results["seconds"], 1e-9)
+    lines.append(
+        f"{results['answered']} answered ({results['kept']} of them before), {len(results['failed'])} failed; "
+        f"{results['seconds']:.0f} s, {rate:.2f} answers a second"
+    )
+    return "\n".join(lines)
