@@ -227,7 +227,7 @@ class _Squad:
                     self.ids.fault(self.line, f"a paragraph of article {number} has no 'context'; it is left out")
                     continue
                 if not is_valid(context):
-                    self.find(context.encode("utf-8", "replace").decode().split("?")[0][:40])
+                    self.find(context[:40])
                     self.ids.fault(self.line, f"a paragraph of article {number} is not UTF-8; it is left out")
                     continue
                 id_ = f"{name}#{place}"
