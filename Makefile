@@ -16,7 +16,7 @@ MODELS_FROM ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all check fix docs browser hooks peers clean
+.PHONY: help setup run test test-all eval check fix docs browser hooks peers clean
 
 help:  ## lists the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -47,6 +47,12 @@ test: setup browser  ## every test but those marked slow or gpu
 
 test-all: setup browser  ## every test; those for a GPU skip where there is none
 	$(BIN)/python -m pytest $(ARGS)
+
+# fp32, so that every machine gives nearly the same answers.
+EVAL := eval gate data/eval/sample.jsonl --docs data/inbox --baseline data/eval/baseline.json --dtype float32
+
+eval: setup  ## scores the sample inbox; fails when a figure fell below data/eval/baseline.json
+	$(BIN)/paddock $(EVAL) $(ARGS)
 
 check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff check .

@@ -152,14 +152,18 @@ def kb_delete(name: str, sources: tuple[str, ...], yes: bool) -> None:
 @click.option("--kb", metavar="NAME", help="Knowledge base for lines that name none (default: default).")
 @click.option("--k", type=click.IntRange(1, 50), metavar="N", help="Chunks to retrieve (default 4).")
 @click.option("--resume", is_flag=True, help="Keep the answers that OUT already holds; ask only the rest.")
+@click.option(
+    "--scores", type=click.Path(path_type=Path), help="Write the scores of lines with `answers` there (JSON)."
+)
 @model_options
-def batch(file: Path, out: Path, resume: bool, **overrides: Any) -> None:
+def batch(file: Path, out: Path, resume: bool, scores: Path | None, **overrides: Any) -> None:
     """Answer every question of a .jsonl, .csv or .txt file.
 
     A line has `question`, and may have `id`, `kb` and `answers`. A line that cannot be answered gives a line with
-    `error`; the rest goes on, and the exit status is 0.
+    `error`; the rest goes on, and the exit status is 0. Where lines have gold `answers`, the answers are scored.
     """
     from app.batch import read_questions, run
+    from app.evaluate.batch_scores import score_batch, summary, write_scores
     from app.progress import bar
 
     items = read_questions(file)
@@ -174,6 +178,13 @@ def batch(file: Path, out: Path, resume: bool, **overrides: Any) -> None:
         )
     kept = len(items) - answered - failed
     click.echo(f"{answered} answered, {failed} failed, {kept} kept from before; written to {out}", err=True)
+    result = score_batch(out, made.settings.seed)
+    if result is not None:
+        click.echo(summary(result), err=True)
+    if scores is not None:
+        if result is None:
+            raise AppError(f"no line of {file} has gold 'answers', so there are no scores to write to {scores}")
+        write_scores(scores, result)
 
 
 @main_group.group()

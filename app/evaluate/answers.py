@@ -84,7 +84,7 @@ def bleu(rows: Sequence[Row]) -> list[dict[str, Any]]:
         # sacrebleu wants equally many references for each; a repeated one changes nothing.
         references = [[row["answers"][min(i, len(row["answers"]) - 1)] for row in of] for i in range(most)]
         metric = BLEU(tokenize=tokenizer)
-        result = metric.corpus_score([_said(row) for row in of], references, n_bootstrap=1000)
+        result = metric.corpus_score([said(row) for row in of], references, n_bootstrap=1000)
         value, half = result.score, getattr(result, "_ci", 0.0)
         found.append(
             {
@@ -99,7 +99,7 @@ def bleu(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def _said(row: Row) -> str:
+def said(row: Row) -> str:
     """The text that is scored: a refusal answers nothing."""
     return "" if row["refused"] else str(row["answer"])
 
@@ -145,21 +145,22 @@ def scored(gold: Gold, answer: Answer) -> Row:
     """The answer's JSON with the gold answers, its scores, and the passages that the model read."""
     row: Row = {"id": gold.id, **answer.to_json(), "answers": list(gold.answers), "answerable": gold.answerable}
     cited = [citation.text for citation in answer.citations]
-    said = "" if answer.refused else answer.answer
-    holding = [_holds_any(text, gold.answers) for text in cited]
+    text = said(row)
+    holding = [holds_any(each, gold.answers) for each in cited]
     return {
         **row,
         "language": language_of(gold.question),
-        "scores": score(said, gold.answers, gold.question),
-        "in_context": any(_holds_any(chunk.page_content, gold.answers) for chunk in answer.passages),
+        "scores": score(text, gold.answers, gold.question),
+        "in_context": any(holds_any(chunk.page_content, gold.answers) for chunk in answer.passages),
         "citations_holding": sum(holding),
         "cited_holding": int(any(holding)),
-        "groundedness": None if answer.refused else groundedness(said, cited),
+        "groundedness": None if answer.refused else groundedness(text, cited),
         "passages": [shown_passage(chunk) for chunk in answer.passages],
     }
 
 
-def _holds_any(text: str, answers: Iterable[str]) -> bool:
+def holds_any(text: str, answers: Iterable[str]) -> bool:
+    """Whether one of the gold answers stands in a text."""
     return any(holds(text, answer) for answer in answers)
 
 

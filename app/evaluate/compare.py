@@ -41,11 +41,10 @@ def compare(a: Path, b: Path, seed: int = 0) -> dict[str, Any]:
 
     Raises AppError for runs of different kinds or without common questions.
     """
+    kinds = [read_results(folder)["kind"] for folder in (a, b)]
+    if kinds[0] != kinds[1]:
+        raise AppError(f"{a} is a run of kind {kinds[0]} and {b} one of kind {kinds[1]}; give two of one kind")
     (results_a, rows_a), (results_b, rows_b) = read_run(a), read_run(b)
-    if results_a["kind"] != results_b["kind"]:
-        raise AppError(
-            f"{a} is a run of {results_a['kind']} and {b} one of {results_b['kind']}; compare like with like"
-        )
     rows_a, rows_b = _by_mode(results_a, rows_a), _by_mode(results_b, rows_b)
     shared = [id_ for id_ in rows_a if id_ in rows_b and rows_a[id_]["question"] == rows_b[id_]["question"]]
     if not shared:

@@ -47,7 +47,7 @@ def page(run: Run) -> str:
     good = [row for row in run.rows if "error" not in row]
     answers = run.results["kind"] == "answers"
     cases = [_case(row) for row in sorted(good, key=_badness)[:WORST]]
-    figures = {"": run.results["figures"]} if answers else run.results["figures"]
+    figures = _tables(run.results, answers)
     return environment.get_template("report.html.j2").render(
         results=run.results,
         figures=figures,
@@ -57,6 +57,16 @@ def page(run: Run) -> str:
         total=len(good),
         settings=_flat(run.results),
     )
+
+
+def _tables(results: dict[str, Any], answers: bool) -> dict[str, dict[str, Any]]:
+    """The tables of figures by their titles: every mode, then every language."""
+    if answers:
+        return {"all": results["figures"], **{f"questions in {n}": each for n, each in results["by_language"].items()}}
+    languages = {
+        f"{mode}, questions in {name}": each for mode, of in results["by_language"].items() for name, each in of.items()
+    }
+    return {**results["figures"], **languages}
 
 
 def _flat(results: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from app.evaluate.questions import Dataset, read_beir, read_jsonl, read_squads
 from app.evaluate.record import identity_of, read_results, recorded, write_json, write_rows
 from app.evaluate.stats import Score
 from app.progress import bar, ingest_bar
+from app.prompt import language_of
 from app.services import RETRIEVERS, Services
 
 Row = dict[str, Any]
@@ -95,6 +96,7 @@ def run_retrieval(inputs: Inputs, services: Services, modes: Sequence[str]) -> R
         **recorded("retrieval", dataset, inputs.limit, place),
         "seconds": round(time.perf_counter() - started, 2),
         "figures": {mode: _json(retrieval.figures(each, settings.seed)) for mode, each in found.items()},
+        "by_language": {mode: _by_language(each, retrieval.figures, settings.seed) for mode, each in found.items()},
         "latency": {mode: retrieval.latency([row["seconds"] for row in each]) for mode, each in found.items()},
         "over_k": {mode: retrieval.over_k(each) for mode, each in found.items()},
     }
@@ -149,6 +151,7 @@ def _answer_results(head: Row, rows: Sequence[Row], kept: int, seconds: float, s
         "kept": kept,
         "failed": failed,
         "figures": _json(answers.figures(good, seed)),
+        "by_language": _by_language(good, answers.figures, seed),
         "bleu": answers.bleu(good),
         "latency": {
             name: retrieval.latency([each[f"{name}_s"] for each in spent])
@@ -200,6 +203,16 @@ def _known(report: Path, identity: str) -> dict[str, Row]:
             "choose another --report, or leave out --resume to begin anew"
         )
     return answers.read_rows(report / "answers.jsonl")
+
+
+def _by_language(
+    rows: Sequence[Row], figures: Callable[[Sequence[Row], int], dict[str, Score]], seed: int
+) -> dict[str, Any]:
+    """Figures of the questions in each language; empty where all are in one."""
+    of: dict[str, list[Row]] = {}
+    for row in rows:
+        of.setdefault(language_of(row["question"]), []).append(row)
+    return {language: _json(figures(of[language], seed)) for language in sorted(of)} if len(of) > 1 else {}
 
 
 def _json(figures: dict[str, Score]) -> dict[str, Any]:

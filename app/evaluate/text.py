@@ -31,14 +31,11 @@ def render(results: dict[str, Any]) -> str:
     data = results["dataset"]
     head = f"{data['name']}: {data['questions']} questions, {data['documents']} documents, {data['chunks']} chunks"
     if results["kind"] == "retrieval":
-        modes = results["figures"]
-        body = table(next(iter(modes.values()))) if len(modes) == 1 else side_by_side(modes)
-        times = [
-            f"{mode}: p50 {t['p50_ms']:.0f} ms, p95 {t['p95_ms']:.0f} ms" for mode, t in results["latency"].items()
-        ]
-        return f"{head}\n{body}\nlatency of a query (p50): {'; '.join(times)}"
+        return f"{head}\n{_modes(results)}"
     how = "gold context" if results["gold_context"] else f"k = {results['k']}"
     lines = [f"{head}; {results['model']['name']} ({results['model']['dtype']}), {how}", table(results["figures"])]
+    if results["by_language"]:
+        lines += ["by the question's language", side_by_side(results["by_language"])]
     lines += [
         f"BLEU ({b['language']}) {b['value']:.1f} [{b['low']:.1f}, {b['high']:.1f}]  {b['signature']}"
         for b in results["bleu"]
@@ -49,3 +46,14 @@ def render(results: dict[str, Any]) -> str:
         f"{results['seconds']:.0f} s, {rate:.2f} answers a second"
     )
     return "\n".join(lines)
+
+
+def _modes(results: dict[str, Any]) -> str:
+    """One mode with its intervals, several side by side."""
+    modes = results["figures"]
+    lines = [table(next(iter(modes.values()))) if len(modes) == 1 else side_by_side(modes)]
+    languages = {f"{mode} {name}": each for mode, of in results["by_language"].items() for name, each in of.items()}
+    if languages:
+        lines += ["by the question's language", side_by_side(languages)]
+    times = [f"{mode} {t['p50_ms']:.0f} and {t['p95_ms']:.0f} ms" for mode, t in results["latency"].items()]
+    return "\n".join([*lines, f"latency of a query (p50 and p95): {', '.join(times)}"])

@@ -32,6 +32,7 @@ def head(kind: str, **more: Any) -> dict[str, Any]:
         "machine": {"cores": 4},
         "embedder": "e@1",
         "seed": 0,
+        "by_language": {},
         **more,
     }
 
