@@ -21,6 +21,8 @@ FLIP_AT = 5
 def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Row]]:
     """A run's results and its scored rows by question. Raises AppError for a folder that holds none."""
     results = read_results(folder)
+    if "unfinished" in results:
+        raise AppError(f"the run in {folder} was interrupted; finish it with --resume")
     name = ROWS.get(results["kind"])
     if name is None:
         raise AppError(f"{folder} holds a run of kind '{results['kind']}', which has no questions to compare")

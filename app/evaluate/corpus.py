@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,8 @@ from langchain_core.documents import Document
 
 from app.config import Settings
 from app.errors import AppError
-from app.evaluate.questions import Article
+from app.evaluate.metrics import holds
+from app.evaluate.questions import Article, Gold
 from app.services import Services
 from ingest.report import Event, Report
 
@@ -64,6 +65,40 @@ class Corpus:
     def paragraphs(self) -> dict[str, tuple[str, str]]:
         """Paragraph id -> (its document, its text)."""
         return {id_: (name, text) for name, article in self.articles.items() for id_, text in article.paragraphs}
+
+
+def unfindable(questions: Sequence[Gold], corpus: Corpus) -> Iterator[tuple[Gold, str]]:
+    """Questions whose source is not indexed, or whose gold answers stand in no passage of it (or of any, without one)."""
+    texts: dict[str, dict[str, list[str]]] = {}
+    for gold in questions:
+        if not gold.answers:
+            continue
+        kb = gold.kb or corpus.services.settings.kb
+        if kb not in texts:
+            texts[kb] = _texts(corpus.services, kb)
+        if gold.source is not None and gold.source not in texts[kb]:
+            yield gold, f"the source '{gold.source}' of question '{gold.id}' is not in knowledge base '{kb}'"
+            continue
+        of = texts[kb].values() if gold.source is None else [texts[kb][gold.source]]
+        if not any(holds(text, answer) for each in of for text in each for answer in gold.answers):
+            where = "any document" if gold.source is None else gold.source
+            yield (
+                gold,
+                f"no gold answer of question '{gold.id}' ('{gold.answers[0][:60]}') stands in a passage of {where}",
+            )
+
+
+def _texts(services: Services, kb: str) -> dict[str, list[str]]:
+    """The passages of every document of a knowledge base."""
+    rows = services.ingestor.manifest.files(kb)
+    if not any(row.doc_id for row in rows.values()):
+        return {}
+    store = services.store(kb)
+    return {
+        source: [chunk.page_content for chunk in store.chunks_of(row.doc_id)]
+        for source, row in rows.items()
+        if row.doc_id
+    }
 
 
 def of_articles(articles: Sequence[Article], settings: Settings, progress: Callable[[Event], None]) -> Corpus:

@@ -13,7 +13,7 @@ import click
 
 from app.errors import AppError
 from app.evaluate import answers, corpus, retrieval
-from app.evaluate.corpus import Corpus
+from app.evaluate.corpus import Corpus, unfindable
 from app.evaluate.questions import Dataset, read_beir, read_jsonl, read_squads
 from app.evaluate.record import identity_of, read_results, recorded, write_json, write_rows
 from app.evaluate.stats import Score
@@ -59,9 +59,14 @@ class Inputs:
             elif self.docs:
                 found = corpus.of_folder(self.docs, services.settings, progress)
             else:
-                return Corpus(services, {})
+                found = Corpus(services, {})
         if found.report is not None:
             dataset.faults += [f"{each.source}: {each.error}" for each in found.report.failed]
+        if self.file is not None:
+            dataset.faults += [
+                f"{self.file}:{gold.line}: {what}; it is scored all the same"
+                for gold, what in unfindable(dataset.questions, found)
+            ]
         return found
 
 

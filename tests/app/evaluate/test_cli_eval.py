@@ -138,6 +138,8 @@ def test_docs_and_gate(home: Path, tmp_path: Path) -> None:
         {"question": "How much hay?", "answers": ["2.3 kilograms"], "source": "sub/feed.txt"},
         {"question": "Who is the king?", "answerable": False},
         {"question": "No gold?", "answers": []},
+        {"question": "How much hay a day?", "answers": ["not a word of it"], "source": "sub/feed.txt"},
+        {"question": "Which file?", "answers": ["2.3"], "source": "gone.txt"},
     ]
     questions.write_text("\n".join(map(json.dumps, rows)))
     baseline = tmp_path / "baseline.json"
@@ -145,10 +147,12 @@ def test_docs_and_gate(home: Path, tmp_path: Path) -> None:
     assert "--update" in paddock(home, *gate, code=1).stderr
     made = paddock(home, *gate, "--update")
     assert f"{questions}:3: no gold answers" in made.stderr
+    assert f"{questions}:4: no gold answer of question '4' ('not a word of it')" in made.stderr
+    assert f"{questions}:5: the source 'gone.txt'" in made.stderr
     held = paddock(home, *gate)
     assert held.stdout.count("holds") == 3
     written = json.loads(baseline.read_text())
-    assert written["figures"]["document recall@5"] == 1.0
+    assert written["figures"]["document recall@5"] == pytest.approx(2 / 3, abs=1e-3)
     written["figures"]["contains"] = 2.0
     baseline.write_text(json.dumps(written))
     fell = paddock(home, *gate, code=1)

@@ -84,6 +84,8 @@ def test_runs_that_cannot_be_compared(runs: tuple[Path, Path], tmp_path: Path) -
         compare(a, a_run(tmp_path / "d", [], kind="retrieval"))
     with pytest.raises(AppError, match=r"results\.json"):
         compare(a, tmp_path / "absent")
+    with pytest.raises(AppError, match="--resume"):
+        compare(a, a_run(tmp_path / "e", [a_row("q0", "y", True)], unfinished=True))
     (other / "results.json").write_text("[]")
     with pytest.raises(AppError, match="not written by"):
         compare(a, other)
