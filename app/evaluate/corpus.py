@@ -68,7 +68,7 @@ class Corpus:
 
 
 def unfindable(questions: Sequence[Gold], corpus: Corpus) -> Iterator[tuple[Gold, str]]:
-    """Questions whose source is not indexed, or whose gold answers stand in no passage of it (or of any, without one)."""
+    """Questions whose source is not indexed, or whose gold answers stand in no passage of it (without one: of any)."""
     texts: dict[str, dict[str, list[str]]] = {}
     for gold in questions:
         if not gold.answers:
