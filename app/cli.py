@@ -195,7 +195,7 @@ def models() -> None:
 @models.command("list")
 def models_list() -> None:
     """List the models in the state folder."""
-    from app.models import list_models, render_list
+    from app.model_info import list_models, render_list
 
     click.echo(render_list(list_models(config.load_settings().models)))
 
@@ -217,7 +217,7 @@ def models_pull(names: tuple[str, ...], source: Path | None) -> None:
 @click.argument("name", required=False)
 def models_info(name: str | None) -> None:
     """Show what a model file says of itself (default: the model in use)."""
-    from app.models import info
+    from app.model_info import info
 
     settings = config.load_settings(model=name)
     click.echo(info(settings.path_of_model(settings.model)))

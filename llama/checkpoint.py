@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gguf
 import numpy as np
@@ -18,7 +19,9 @@ from llama.config import ModelConfig
 from llama.errors import LlamaError
 from llama.gguf_file import GGUFTensor, read_gguf
 from llama.model import Transformer
+from llama.tokenizer import Tokenizer
 
+ROPE_DIVISORS = "rope_freqs.weight"
 # GGUF tensor name -> ours, outside the blocks and inside block {n}.
 OUTER = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
 INNER = {
@@ -35,22 +38,83 @@ INNER = {
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """An open model file: its metadata as plain Python values, and its tensors, still on disk."""
+class Stored:
+    """A tensor on disk: its name there, its shape in our order, and how to read it."""
 
-    path: Path
-    metadata: dict[str, Any]
-    tensors: list[GGUFTensor]
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+class Checkpoint(Protocol):
+    """An open checkpoint of any format, its tensors still on disk."""
+
+    @property
+    def path(self) -> Path: ...
 
     @property
     def config(self) -> ModelConfig:
-        tied = not any(tensor.name == "output.weight" for tensor in self.tensors)
-        with _named(self.path):
-            return ModelConfig.from_gguf(self.metadata, tied)
+        """Raises LlamaError for what is not a LLaMA."""
+
+    def tensors(self) -> tuple[dict[str, Stored], list[str]]:
+        """The tensors by our names, and the names of those that a LLaMA does not have."""
+
+    def tokenizer(self) -> Tokenizer:
+        """Raises LlamaError for a vocabulary that is not known exactly."""
+
+    @property
+    def chat_template(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class GGUFCheckpoint:
+    """An open GGUF file: its metadata as plain Python values, and its tensors."""
+
+    path: Path
+    metadata: dict[str, Any]
+    stored: list[GGUFTensor]
+
+    @property
+    def config(self) -> ModelConfig:
+        names = {tensor.name: tensor for tensor in self.stored}
+        with named(self.path):
+            divisors = names.get(ROPE_DIVISORS)
+            values = None if divisors is None else tuple(_dequantized(divisors).flatten().tolist())
+            return ModelConfig.from_gguf(self.metadata, "output.weight" not in names, values)
+
+    def tensors(self) -> tuple[dict[str, Stored], list[str]]:
+        found: dict[str, Stored] = {}
+        surplus = []
+        config = self.config
+        for tensor in self.stored:
+            name = _our_name(tensor.name)
+            if name is None:
+                surplus += [tensor.name] if tensor.name != ROPE_DIVISORS else []
+                continue
+            # GGUF counts dimensions from the innermost.
+            shape = tuple(int(size) for size in reversed(tensor.shape))
+            found[name] = Stored(tensor.name, shape, functools.partial(_read, tensor, config, name))
+        return found, surplus
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_gguf(self.metadata)
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.metadata.get("tokenizer.chat_template")
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens a GGUF file or a Hugging Face folder. Raises LlamaError when it cannot be used."""
+    if path.is_dir():
+        from llama.hf_folder import open_hf_folder
+
+        return open_hf_folder(path)
+    return open_gguf(path)
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named(path: Path) -> Iterator[None]:
     """Puts the file's name in front of what is wrong with it."""
     try:
         yield
@@ -58,7 +122,7 @@ def _named(path: Path) -> Iterator[None]:
         raise LlamaError(f"{path.name} cannot be used: {error}") from error
 
 
-def open_gguf(path: Path) -> Checkpoint:
+def open_gguf(path: Path) -> GGUFCheckpoint:
     """Opens a GGUF file, memory-mapped. Raises LlamaError when it is absent, empty, cut short or not GGUF."""
     advice = "run `paddock models pull`, or give another file with --model"
     if not path.is_file():
@@ -71,7 +135,7 @@ def open_gguf(path: Path) -> Checkpoint:
         raise LlamaError(f"{path} may not be read; change its permissions") from error
     except (OSError, ValueError, TypeError, MemoryError) as error:
         raise LlamaError(f"{path.name} is not a whole GGUF file ({error}); {advice}") from error
-    return Checkpoint(path, metadata, tensors)
+    return GGUFCheckpoint(path, metadata, tensors)
 
 
 def _our_name(name: str) -> str | None:
@@ -90,16 +154,20 @@ def unpermute(weight: Tensor, n_heads: int) -> Tensor:
     return weight.view(n_heads, rows // n_heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
-def _read(tensor: GGUFTensor, config: ModelConfig, name: str, dtype: torch.dtype) -> Tensor:
-    """One tensor, dequantized, in our order of rows."""
+def _dequantized(tensor: GGUFTensor) -> Tensor:
     # A copy of its own even where nothing is dequantized: the file is mapped read-only and may change on disk.
     values = np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-    weight = torch.from_numpy(values.reshape(tensor.shape[::-1]))
+    return torch.from_numpy(values.reshape(tensor.shape[::-1]))
+
+
+def _read(tensor: GGUFTensor, config: ModelConfig, name: str) -> Tensor:
+    """One tensor, dequantized, in our order of rows."""
+    weight = _dequantized(tensor)
     if "q_proj" in name:
-        weight = unpermute(weight, config.n_heads)
-    elif "k_proj" in name:
-        weight = unpermute(weight, config.n_kv_heads)
-    return weight.to(dtype)
+        return unpermute(weight, config.n_heads)
+    if "k_proj" in name:
+        return unpermute(weight, config.n_kv_heads)
+    return weight
 
 
 def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Transformer:
@@ -113,29 +181,25 @@ def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype, device: str) ->
     wanted = {name: value.shape for name, value in model.state_dict().items()}
     if config.tied:
         del wanted["lm_head.weight"]
-    missing = dict.fromkeys(wanted)
-    faults = []
-    fitting: dict[str, GGUFTensor] = {}
-    for tensor in checkpoint.tensors:
-        name = _our_name(tensor.name)
-        shape = torch.Size(int(size) for size in reversed(tensor.shape))  # GGUF counts dimensions from the innermost
-        if name is None or name not in wanted:
-            faults.append(f"surplus {tensor.name}")
-            continue
-        missing.pop(name, None)
-        if shape != wanted[name]:
-            faults.append(f"{tensor.name} is {list(shape)}, not {list(wanted[name])}")
-        else:
-            fitting[name] = tensor
-    faults += [f"missing {name}" for name in missing]
+    stored, surplus = checkpoint.tensors()
+    if config.tied:
+        stored.pop("lm_head.weight", None)  # some writers store it all the same
+    faults = [f"surplus {name}" for name in surplus]
+    faults += [f"surplus {each.name}" for name, each in stored.items() if name not in wanted]
+    faults += [
+        f"{each.name} is {list(each.shape)}, not {list(wanted[name])}"
+        for name, each in stored.items()
+        if name in wanted and each.shape != tuple(wanted[name])
+    ]
+    faults += [f"missing {name}" for name in wanted if name not in stored]
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise LlamaError(f"{checkpoint.path.name} does not hold the tensors of a LLaMA: {'; '.join(faults[:5])}{more}")
     try:
         # numpy lets go of the interpreter while it dequantizes, so threads share the work.
         with ThreadPoolExecutor(4) as pool:
-            read = pool.map(lambda item: _read(item[1], config, item[0], dtype).to(device), fitting.items())
-            state = dict(zip(fitting, read, strict=True))
+            read = pool.map(lambda each: each.read().to(device, dtype), stored.values())
+            state = dict(zip(stored, read, strict=True))
     except (NotImplementedError, ValueError) as error:
         raise LlamaError(f"{checkpoint.path.name} has tensors that cannot be read ({error})") from error
     if config.tied:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     tied: bool = True
+    rope_divisors: tuple[float, ...] | None = None  # of each rotary frequency, for contexts longer than first trained
 
     def __post_init__(self) -> None:
         for name, most in MOST.items():
@@ -45,11 +47,18 @@ class ModelConfig:
             raise LlamaError(f"{self.n_heads} query heads cannot share {self.n_kv_heads} key/value heads evenly")
         if self.head_dim % 2:
             raise LlamaError(f"rotary embedding needs an even head_dim, the model has {self.head_dim}")
+        if self.rope_divisors is not None and (
+            len(self.rope_divisors) != self.head_dim // 2 or not all(0 < x < math.inf for x in self.rope_divisors)
+        ):
+            raise LlamaError("its rotary scaling does not fit its head_dim; the file is damaged")
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any], tied: bool) -> ModelConfig:
+    def from_gguf(
+        cls, metadata: Mapping[str, Any], tied: bool, rope_divisors: tuple[float, ...] | None = None
+    ) -> ModelConfig:
         """From GGUF metadata (the `llama.*` keys of the GGUF specification).
 
+        rope_divisors: what the file's `rope_freqs.weight` holds, if it has that tensor.
         Raises LlamaError for another architecture, for a variant that computes differently, and for missing keys.
         """
         architecture = metadata.get("general.architecture")
@@ -71,15 +80,97 @@ class ModelConfig:
                 norm_eps=float(metadata["llama.attention.layer_norm_rms_epsilon"]),
                 rope_theta=float(metadata.get("llama.rope.freq_base", 10_000.0)),
                 tied=tied,
+                rope_divisors=rope_divisors or _linear_gguf(metadata, head_dim),
             )
         except KeyError as error:
             raise LlamaError(f"its metadata lacks {error}; the file is damaged or not a language model") from error
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise LlamaError(f"its metadata cannot be read ({error}); the file is damaged") from error
-        if metadata.get("llama.rope.scaling.type", "none") != "none":
-            raise LlamaError("it scales its rotary positions, which is not supported yet; choose another model")
+        scaling = metadata.get("llama.rope.scaling.type", "none")
+        if scaling not in ("none", "linear"):
+            raise LlamaError(f"its rotary scaling {scaling!r} is not known; choose another model")
         if int(metadata.get("llama.rope.dimension_count", head_dim)) != head_dim:
             raise LlamaError("it rotates only part of each head, which LLaMA does not")
         if metadata.get("llama.expert_count"):
             raise LlamaError("it is a mixture of experts, which is not a LLaMA")
         return config
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
+        """From a Hugging Face config.json.
+
+        Raises LlamaError for another architecture, for a variant that computes differently, and for missing keys.
+        """
+        kind = config.get("model_type")
+        if kind != "llama" and not (kind == "mistral" and config.get("sliding_window") is None):
+            raise LlamaError(f"its model_type is {kind!r}; only 'llama', and what computes the same, can be run")
+        for key, same in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+            if config.get(key, same) != same:
+                raise LlamaError(f"its {key} is {config[key]!r}, where a LLaMA has {same!r}")
+        try:
+            dim, n_heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+            head_dim = int(config.get("head_dim") or dim // n_heads)
+            # transformers 5 keeps everything about the rotary embedding in one place.
+            rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+            theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+            return cls(
+                dim=dim,
+                n_layers=int(config["num_hidden_layers"]),
+                n_heads=n_heads,
+                n_kv_heads=int(config.get("num_key_value_heads") or n_heads),
+                head_dim=head_dim,
+                ffn_dim=int(config["intermediate_size"]),
+                vocab_size=int(config["vocab_size"]),
+                context_length=int(config.get("max_position_embeddings") or 2048),
+                norm_eps=float(config.get("rms_norm_eps") or 1e-6),
+                rope_theta=theta,
+                tied=bool(config.get("tie_word_embeddings", False)),
+                rope_divisors=_divisors_hf(rope, head_dim, theta),
+            )
+        except KeyError as error:
+            raise LlamaError(f"its config.json lacks {error}") from error
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise LlamaError(f"its config.json cannot be read ({error})") from error
+
+
+def _linear_gguf(metadata: Mapping[str, Any], head_dim: int) -> tuple[float, ...] | None:
+    """Linear interpolation of positions (Chen et al. 2023, eq. 4), the same as dividing every frequency."""
+    if metadata.get("llama.rope.scaling.type") != "linear":
+        return None
+    return (float(metadata["llama.rope.scaling.factor"]),) * (head_dim // 2)
+
+
+def _divisors_hf(rope: Mapping[str, Any], head_dim: int, theta: float) -> tuple[float, ...] | None:
+    """Divisors of the rotary frequencies that a Hugging Face configuration asks for. Raises LlamaError for others."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind in ("default", None):
+        return None
+    if kind == "linear":
+        return (float(rope["factor"]),) * (head_dim // 2)
+    if kind != "llama3":
+        raise LlamaError(f"its rotary scaling {kind!r} is not known; choose another model")
+    return llama3_divisors(
+        head_dim,
+        theta,
+        float(rope["factor"]),
+        float(rope["low_freq_factor"]),
+        float(rope["high_freq_factor"]),
+        float(rope["original_max_position_embeddings"]),
+    )
+
+
+def llama3_divisors(
+    head_dim: int, theta: float, factor: float, low: float, high: float, original: float
+) -> tuple[float, ...]:
+    """Divisors of Llama 3.1's scaling ("The Llama 3 Herd of Models", 2024, section 3.4.3), `factor` for the slow ones.
+
+    Wavelengths above original / low are stretched whole, those below original / high not at all, those between by
+    degrees.
+    """
+    found = []
+    for pair in range(0, head_dim, 2):
+        frequency = theta ** (-pair / head_dim)
+        turns = original * frequency / (2 * math.pi)  # how often it turns within the original context
+        kept = min(max((turns - low) / (high - low), 0.0), 1.0)
+        found.append(1 / ((1 - kept) / factor + kept))
+    return tuple(found)

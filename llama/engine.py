@@ -12,7 +12,7 @@ import torch
 from llama.batch import ROWS, generate_batch
 from llama.cache import KVCache
 from llama.chat import ChatTemplate, Message
-from llama.checkpoint import load_transformer, open_gguf
+from llama.checkpoint import load_transformer, open_checkpoint
 from llama.decoding import Decoding, Usage
 from llama.errors import LlamaError
 from llama.model import Transformer
@@ -182,12 +182,12 @@ def load_engine(path: Path, device: str = "auto", dtype: str = "auto") -> Engine
     Raises LlamaError with the file's name when it cannot be used.
     """
     place = choose_device(device)
-    checkpoint = open_gguf(path)
+    checkpoint = open_checkpoint(path)
     checkpoint.config  # noqa: B018  refuses a foreign architecture before anything is read
     precision = getattr(torch, dtype) if dtype != "auto" else torch.bfloat16 if fast_bfloat16(place) else torch.float32
     try:
-        tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
-        source = checkpoint.metadata.get("tokenizer.chat_template")
+        tokenizer = checkpoint.tokenizer()
+        source = checkpoint.chat_template
         template = None if source is None else ChatTemplate(source, tokenizer)
     except LlamaError as error:
         raise LlamaError(f"{path.name} cannot be used: {error}") from error

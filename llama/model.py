@@ -43,7 +43,10 @@ class RotaryTable:
         # On the CPU whatever the default device is: a model built on meta needs real angles.
         half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
         positions = torch.arange(config.context_length, dtype=torch.float32, device="cpu")
-        angles = torch.outer(positions, config.rope_theta**-half)
+        frequencies = config.rope_theta**-half
+        if config.rope_divisors is not None:
+            frequencies = frequencies / torch.tensor(config.rope_divisors, dtype=torch.float32, device="cpu")
+        angles = torch.outer(positions, frequencies)
         self.cos, self.sin = angles.cos(), angles.sin()  # [context_length, E/2] each
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:

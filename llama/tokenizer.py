@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -51,12 +53,24 @@ class Tokenizer:
         eos_ids: Iterable[int],
         add_bos: bool,
     ) -> None:
-        self._bpe = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, list(merges)))
-        self._bpe.pre_tokenizer = pre_tokenizer
-        self.special = {vocabulary[i]: i for i in special_ids}
+        bpe = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, list(merges)))
+        bpe.pre_tokenizer = pre_tokenizer
+        self._set(bpe, vocabulary, {vocabulary[i]: i for i in special_ids}, bos_id, eos_ids, add_bos)
+
+    def _set(
+        self,
+        bpe: tokenizers.Tokenizer,
+        vocabulary: Sequence[str],
+        special: dict[str, int],
+        bos_id: int | None,
+        eos_ids: Iterable[int],
+        add_bos: bool,
+    ) -> None:
+        """`bpe` knows no special tokens, so that nothing that people write can become one."""
+        self._bpe, self.special = bpe, special
         self.bos_id, self.eos_ids, self.add_bos = bos_id, frozenset(eos_ids), add_bos
         self.vocab_size = len(vocabulary)
-        whole = set(self.special.values())
+        whole = set(special.values())
         self._bytes = [
             token.encode() if i in whole else bytes(BYTE_OF[c] for c in token) if set(token) <= BYTE_OF.keys() else b""
             for i, token in enumerate(vocabulary)
@@ -92,6 +106,29 @@ class Tokenizer:
         except Exception as error:  # the tokenizers library raises plain ones for merges that do not fit
             raise LlamaError(f"its vocabulary is damaged ({error})") from error
 
+    @classmethod
+    def from_hf(cls, path: Path, bos_id: int | None, eos_ids: Iterable[int]) -> Tokenizer:
+        """From a tokenizer.json of the `tokenizers` library. Raises LlamaError where it is not byte-level BPE."""
+        try:
+            spec = json.loads(path.read_text("utf-8"))
+            if spec["model"].get("type") != "BPE" or not _mentions(spec.get("decoder"), "ByteLevel"):
+                raise LlamaError("its vocabulary is not byte-level BPE, which is all that is supported so far")
+            special = {each["content"]: int(each["id"]) for each in spec.get("added_tokens") or []}
+            # What the whole file puts in front of an empty text is what it puts in front of every text.
+            front = tokenizers.Tokenizer.from_str(json.dumps(spec)).encode("").ids
+            bpe = tokenizers.Tokenizer.from_str(json.dumps({**spec, "added_tokens": [], "post_processor": None}))
+            bpe.no_truncation()
+            bpe.no_padding()
+            by_id = {**{i: token for token, i in spec["model"]["vocab"].items()}, **{i: t for t, i in special.items()}}
+            vocabulary = [by_id.get(i, "") for i in range(max(by_id) + 1)]
+        except LlamaError:
+            raise
+        except Exception as error:  # the tokenizers library raises plain ones
+            raise LlamaError(f"its tokenizer.json is damaged ({error})") from error
+        found = cls.__new__(cls)
+        found._set(bpe, vocabulary, special, bos_id, eos_ids, bos_id is not None and front[:1] == [bos_id])
+        return found
+
     def encode(self, text: str) -> list[int]:
         """Token ids of ordinary text: a special token spelled out in it stays text, and no BOS is added.
 
@@ -114,6 +151,13 @@ class Tokenizer:
 
     def stream(self) -> TokenStream:
         return TokenStream(self)
+
+
+def _mentions(part: Any, kind: str) -> bool:
+    """Whether a step of that kind is in a part of a tokenizer.json, be it in a sequence of steps."""
+    if not isinstance(part, dict):
+        return False
+    return part.get("type") == kind or any(_mentions(each, kind) for each in part.get("decoders") or ())
 
 
 class TokenStream:

@@ -1,4 +1,4 @@
-"""Questions with gold answers, from SQuAD files, our JSON lines and BEIR folders.
+"""Questions with gold answers, from SQuAD files and our JSON lines (BEIR folders: beir.py).
 
 What is wrong with single questions is told with file and line, and the rest goes on.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Dataset:
         return replace(self, questions=[self.questions[i] for i in kept])
 
 
-class _Ids:
+class Ids:
     """Knows the ids that were seen and where."""
 
     def __init__(self, path: Path, faults: list[str]) -> None:
@@ -83,14 +83,16 @@ class _Ids:
         return True
 
 
-def _finished(dataset: Dataset, path: Path) -> Dataset:
+def finished(dataset: Dataset, path: Path) -> Dataset:
+    """The set itself. Raises AppError when no question of it is left."""
     if not dataset.questions:
         why = f" ({dataset.faults[0]})" if dataset.faults else ""
         raise AppError(f"{path} holds no question that can be scored{why}")
     return dataset
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """A file's text. Raises AppError for one that is absent, empty or cannot be read."""
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except FileNotFoundError as error:
@@ -107,9 +109,9 @@ def _text_of(path: Path) -> str:
 
 def read_jsonl(path: Path) -> Dataset:
     """Lines of {question, answers, id?, source?, page?, answerable?, kb?}. Raises AppError when none can be scored."""
-    _text_of(path)
+    text_of(path)
     dataset = Dataset(path.stem, [])
-    ids = _Ids(path, dataset.faults)
+    ids = Ids(path, dataset.faults)
     for number, line in read_lines(path):
         try:
             gold = _gold(number, line)
@@ -118,7 +120,7 @@ def read_jsonl(path: Path) -> Dataset:
             continue
         if ids.is_new(gold.id, number):
             dataset.questions.append(gold)
-    return _finished(dataset, path)
+    return finished(dataset, path)
 
 
 def _gold(number: int, line: str) -> Gold:
@@ -193,7 +195,7 @@ def read_squad(path: Path, prefix: str = "") -> Dataset:
 
     `prefix` stands before every id and document's name.
     """
-    text = _text_of(path)
+    text = text_of(path)
     try:
         articles = json.loads(text)["data"]
         if not isinstance(articles, list):
@@ -202,14 +204,14 @@ def read_squad(path: Path, prefix: str = "") -> Dataset:
         raise AppError(f"{path}:{error.lineno}: not JSON ({error.msg}); give a file in SQuAD's form") from error
     except (KeyError, TypeError, RecursionError) as error:
         raise AppError(f"{path} is not in SQuAD's form: an object with a list 'data' of articles") from error
-    return _finished(_Squad(path, text, prefix).read(articles), path)
+    return finished(_Squad(path, text, prefix).read(articles), path)
 
 
 class _Squad:
     def __init__(self, path: Path, text: str, prefix: str) -> None:
         self.path, self.text, self.prefix = path, text, prefix
         self.dataset = Dataset(path.stem, [])
-        self.ids = _Ids(path, self.dataset.faults)
+        self.ids = Ids(path, self.dataset.faults)
         self.at = 0  # questions are looked for behind the last one, so that the file is searched once
         self.line = 1
 
@@ -219,7 +221,7 @@ class _Squad:
             if not isinstance(paragraphs, list):
                 self.ids.fault(self.line, f"article {number} has no list 'paragraphs'; it is left out")
                 continue
-            name = f"{self.prefix}{_file_stem(article.get('title')) or 'article'}-{number:04d}.txt"
+            name = f"{self.prefix}{file_stem(article.get('title')) or 'article'}-{number:04d}.txt"
             kept: list[tuple[str, str]] = []
             for place, paragraph in enumerate(paragraphs):
                 context = paragraph.get("context") if isinstance(paragraph, dict) else None
@@ -282,76 +284,8 @@ class _Squad:
             self.at = found
 
 
-def _file_stem(title: Any) -> str:
+def file_stem(title: Any) -> str:
     """A title as part of a file's name."""
     if not isinstance(title, str) or not is_valid(title):
         return ""
     return "".join(letter if letter.isalnum() else "-" for letter in title)[:60].strip("-")
-
-
-# -- BEIR --------------------------------------------------------------------------------------------------------
-
-
-def read_beir(folder: Path) -> Dataset:
-    """corpus.jsonl, queries.jsonl and qrels/test.tsv (else dev, else train). It has no answers: for retrieval only."""
-    if not folder.is_dir():
-        raise AppError(f"there is no folder {folder}; give one with corpus.jsonl, queries.jsonl and qrels/")
-    splits = [folder / "qrels" / f"{split}.tsv" for split in ("test", "dev", "train")]
-    qrels = next((split for split in splits if split.is_file()), None)
-    if qrels is None:
-        raise AppError(f"{folder} has no qrels/test.tsv, dev.tsv or train.tsv; give a folder in BEIR's form")
-    dataset = Dataset(folder.name, [])
-    corpus, queries = folder / "corpus.jsonl", folder / "queries.jsonl"
-    names: dict[str, str] = {}
-    for _, row in _beir_rows(corpus, dataset.faults):
-        title, text = str(row.get("title") or "").strip(), str(row.get("text") or "").strip()
-        name = f"{_file_stem(row['_id']) or 'document'}-{len(names) + 1:07d}.txt"
-        names[row["_id"]] = name
-        if body := tidy("\n\n".join(part for part in (title, text) if part)):
-            dataset.articles.append(Article(name, ((name, body),)))
-    relevant = _qrels(qrels, names, dataset.faults)
-    for number, row in _beir_rows(queries, dataset.faults):
-        if grades := relevant.get(row["_id"]):
-            question = str(row.get("text") or "").strip()
-            if question:
-                dataset.questions.append(Gold(row["_id"], question, relevant={"document": grades}, line=number))
-            else:
-                dataset.faults.append(f"{queries}:{number}: query '{row['_id']}' has no text; it is left out")
-    return _finished(dataset, queries)
-
-
-def _beir_rows(path: Path, faults: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file with their line numbers, ids as text and each once."""
-    _text_of(path)
-    ids = _Ids(path, faults)
-    for number, line in read_lines(path):
-        try:
-            row = json.loads(line) if is_valid(line) else None
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or row.get("_id") in (None, ""):
-            ids.fault(number, "not a JSON object with an '_id' in UTF-8; this line is left out")
-            continue
-        row["_id"] = str(row["_id"])
-        if ids.is_new(row["_id"], number):
-            yield number, row
-
-
-def _qrels(path: Path, names: Mapping[str, str], faults: list[str]) -> dict[str, dict[str, int]]:
-    relevant: dict[str, dict[str, int]] = {}
-    _text_of(path)
-    for number, line in read_lines(path):
-        fields = line.split("\t")
-        if number == 1 and fields[-1].strip() == "score":
-            continue
-        try:
-            query, document, grade = fields
-            value = int(grade)
-        except ValueError:
-            faults.append(f"{path}:{number}: not 'query-id<TAB>corpus-id<TAB>score'; this line is left out")
-            continue
-        if document not in names:
-            faults.append(f"{path}:{number}: document '{document}' is not in the corpus; this line is left out")
-        elif value > 0:
-            relevant.setdefault(query, {})[names[document]] = value
-    return relevant

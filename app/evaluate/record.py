@@ -69,6 +69,9 @@ def _digest(value: Any) -> str:
 
 
 def _file_digest(path: Path) -> str | None:
+    """SHA-256 of a file, or of the names and hashes of a folder's files."""
+    if path.is_dir():
+        return _digest([[each.name, _file_digest(each)] for each in sorted(path.iterdir()) if each.is_file()])
     if not path.is_file():
         return None
     with path.open("rb") as file:

@@ -13,8 +13,9 @@ import click
 
 from app.errors import AppError
 from app.evaluate import answers, corpus, retrieval
+from app.evaluate.beir import read_beir
 from app.evaluate.corpus import Corpus, unfindable
-from app.evaluate.questions import Dataset, read_beir, read_jsonl, read_squads
+from app.evaluate.questions import Dataset, read_jsonl, read_squads
 from app.evaluate.record import identity_of, read_results, recorded, write_json, write_rows
 from app.evaluate.stats import Score
 from app.progress import bar, ingest_bar

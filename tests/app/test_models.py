@@ -17,7 +17,8 @@ import pytest
 from app import catalogue, models
 from app.catalogue import CATALOGUE, Default, Member
 from app.errors import AppError
-from app.models import describe, info, is_complete, kind_of, list_models, pull, render_list
+from app.model_info import describe, info, kind_of, list_models, render_list
+from app.models import is_complete, pull
 from llama.errors import LlamaError
 
 BIG = os.urandom(3 << 20)  # large enough for progress to be told on the way
@@ -280,7 +281,7 @@ def test_models_are_listed_by_content_not_by_name(tmp_path: Path, gguf_path: Pat
         "all-MiniLM-L6-v2": "unknown",
         "bert.gguf": "unknown",
         "embed": "embedder",
-        "hub": "unknown",
+        "hub": "llama",
         "llama.gguf": "unknown",
         "named.txt": "llama",
     }

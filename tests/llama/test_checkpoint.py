@@ -58,7 +58,8 @@ def write(path: Path, weights: dict[str, np.ndarray[Any, Any]], architecture: st
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(1)
     for key, value in extra.items():
-        writer.add_string(key.replace("__", "."), value)
+        add = writer.add_float32 if isinstance(value, float) else writer.add_string
+        add(key.replace("__", "."), value)
     for name, value in weights.items():
         writer.add_tensor(name, value)
     writer.write_header_to_file()
@@ -189,7 +190,7 @@ def scaled_rope(folder: Path) -> Path:
         (missing_tensor, "missing layers.1.self_attn.k_proj.weight"),
         (surplus_tensor, "surplus blk.0.attn_q.bias"),
         (wrong_shape, "blk.0.ffn_up.weight is \\[10, 48\\], not \\[64, 48\\]"),
-        (scaled_rope, "scales its rotary positions"),
+        (scaled_rope, "rotary scaling 'yarn' is not known"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path: Path, make: Callable[[Path], Path], says: str) -> None:
@@ -213,10 +214,10 @@ def test_the_structure_is_what_the_gguf_package_reads(gguf_path: Path, tmp_path:
         ours = open_gguf(path)
         theirs = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
         assert ours.metadata == theirs
-        assert [(t.name, list(t.shape), t.tensor_type) for t in ours.tensors] == [
+        assert [(t.name, list(t.shape), t.tensor_type) for t in ours.stored] == [
             (t.name, t.shape.tolist(), t.tensor_type) for t in reader.tensors
         ]
-        for mine, other in zip(ours.tensors, reader.tensors, strict=True):
+        for mine, other in zip(ours.stored, reader.tensors, strict=True):
             assert mine.data.tobytes() == other.data.tobytes()
 
 
@@ -246,3 +247,24 @@ def test_damage_anywhere_is_one_line(tmp_path: Path) -> None:
             said.append(str(error))
     assert len(said) > 20
     assert [line for line in said if "\n" in line] == []
+
+
+def test_rotary_scaling(tmp_path: Path) -> None:
+    """`rope_freqs.weight` holds divisors, not factors; linear scaling divides every frequency alike."""
+    weights = tensors(np.random.default_rng(0))
+    plain = load_transformer(open_gguf(write(tmp_path / "plain.gguf", weights)), torch.float32, "cpu")
+    divisors = np.linspace(1, 8, 8, dtype=np.float32)
+    path = write(tmp_path / "llama3.gguf", {**weights, "rope_freqs.weight": divisors})
+    model = load_transformer(open_gguf(path), torch.float32, "cpu")
+    assert model.config.rope_divisors == pytest.approx(divisors.tolist())
+    frequencies = 10_000.0 ** -(np.arange(0, 16, 2) / 16) / divisors
+    np.testing.assert_allclose(model.rope.cos[7], np.cos(7 * frequencies), atol=1e-5)
+    path = write(
+        tmp_path / "linear.gguf",
+        weights,
+        llama__rope__scaling__type="linear",
+        llama__rope__scaling__factor=4.0,
+    )
+    linear = load_transformer(open_gguf(path), torch.float32, "cpu")
+    np.testing.assert_allclose(linear.rope.sin[8], plain.rope.sin[2], atol=1e-5)
+    assert not torch.equal(linear.rope.sin[7], model.rope.sin[7])

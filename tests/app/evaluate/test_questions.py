@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from app.errors import AppError
-from app.evaluate.questions import read_beir, read_jsonl, read_squad, read_squads
+from app.evaluate.beir import read_beir
+from app.evaluate.questions import read_jsonl, read_squad, read_squads
 
 
 def squad(path: Path, *articles: Any, indent: int | None = 1) -> Path:

@@ -1,0 +1,131 @@
+"""Hugging Face folders: config.json, safetensors in one or several shards, tokenizer.json, generation_config.json."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from llama.checkpoint import Stored, named
+from llama.config import ModelConfig
+from llama.errors import LlamaError
+from llama.tokenizer import Tokenizer
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+COMPUTED = "rotary_emb.inv_freq"  # old writers stored this table; it follows from the configuration
+
+
+@dataclass(frozen=True)
+class HFFolder:
+    """An open folder. The weights are mapped into memory and read one by one; q and k are in our order already."""
+
+    path: Path
+    settings: Mapping[str, Any]
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        with named(self.path):
+            return ModelConfig.from_hf(self.settings)
+
+    def tensors(self) -> tuple[dict[str, Stored], list[str]]:
+        found: dict[str, Stored] = {}
+        surplus: list[str] = []
+        for shard, names in self._shards().items():
+            with named(self.path):
+                for name, shape in _shapes(shard).items():
+                    if names is not None and name not in names:
+                        raise LlamaError(f"{shard.name} holds {name}, of which {INDEX} does not know")
+                    ours = name.removeprefix("model.")
+                    if ours.endswith(COMPUTED):
+                        continue
+                    found[ours] = Stored(name, shape, functools.partial(_tensor, shard, name))
+                if names is not None and (absent := names - _shapes(shard).keys()):
+                    raise LlamaError(f"{shard.name} lacks {min(absent)}, which {INDEX} looks for there")
+        return found, surplus
+
+    def _shards(self) -> dict[Path, set[str] | None]:
+        """Files of weights, and for several of them the tensors that each should hold."""
+        if (self.path / SINGLE).is_file():
+            return {self.path / SINGLE: None}
+        places = _json(self.path / INDEX).get("weight_map") if (self.path / INDEX).is_file() else None
+        if not isinstance(places, dict) or not places:
+            pickled = sorted(self.path.glob("*.bin")) or sorted(self.path.glob("*.pth"))
+            why = f" (it has {pickled[0].name}; a pickle may run code, convert it)" if pickled else ""
+            raise LlamaError(f"{self.path.name} has neither {SINGLE} nor a {INDEX} that can be read{why}")
+        shards: dict[Path, set[str] | None] = {}
+        for name, file in places.items():
+            # The index is data from outside: a shard lies in this folder and nowhere else.
+            if not isinstance(file, str) or Path(file).name != file:
+                raise LlamaError(f"{self.path.name}: {INDEX} names a file outside the folder ({str(file)[:60]!r})")
+            names = shards.setdefault(self.path / file, set())
+            assert names is not None
+            names.add(name)
+        for shard in shards:
+            if not shard.is_file():
+                raise LlamaError(f"{self.path.name} lacks {shard.name}; the download was interrupted, fetch it again")
+        return shards
+
+    def tokenizer(self) -> Tokenizer:
+        path = self.path / "tokenizer.json"
+        if not path.is_file():
+            raise LlamaError("it has no tokenizer.json; folders with a SentencePiece file alone are not supported yet")
+        generation = _json(self.path / "generation_config.json")
+        ends: set[int] = set()
+        for source in (self.settings, generation):
+            value = source.get("eos_token_id")
+            ends.update(x for x in (value if isinstance(value, list) else [value]) if isinstance(x, int))
+        bos = self.settings.get("bos_token_id")
+        return Tokenizer.from_hf(path, bos if isinstance(bos, int) else None, ends)
+
+    @property
+    def chat_template(self) -> str | None:
+        file = self.path / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text("utf-8")
+        found = _json(self.path / "tokenizer_config.json").get("chat_template")
+        if isinstance(found, list):  # several under names
+            named_ones = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+            found = named_ones.get("default")
+        return found if isinstance(found, str) else None
+
+
+def open_hf_folder(path: Path) -> HFFolder:
+    """Raises LlamaError when the folder has no config.json that can be read."""
+    if not (path / "config.json").is_file():
+        raise LlamaError(f"{path} has no config.json, so it is no model; give a GGUF file or a Hugging Face folder")
+    return HFFolder(path, _json(path / "config.json"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object from a file, empty for a file that is not there. Raises LlamaError for a damaged one."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise LlamaError(f"{path} cannot be read as JSON ({error}); fetch the model again") from error
+    if not isinstance(found, dict):
+        raise LlamaError(f"{path} is not a JSON object; fetch the model again")
+    return found
+
+
+def _shapes(shard: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a file's tensors, from its head."""
+    try:
+        with safe_open(shard, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  no mapping
+    except (SafetensorError, OSError) as error:
+        raise LlamaError(f"{shard.name} is not a whole safetensors file ({error}); fetch it again") from error
+
+
+def _tensor(shard: Path, name: str) -> Tensor:
+    with safe_open(shard, framework="pt") as file:
+        found: Tensor = file.get_tensor(name)
+        return found
