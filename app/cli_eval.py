@@ -65,7 +65,8 @@ def eval_retrieval(
     for mode in modes:
         if mode not in RETRIEVERS:
             raise click.UsageError(f"there is no mode '{mode}'; there are: {', '.join(RETRIEVERS)}")
-    _give(run_retrieval(Inputs(file, squad, beir, docs, limit), services(**overrides), modes), as_json, report)
+    inputs = Inputs(file, squad, beir, docs, limit)
+    _give(run_retrieval(inputs, services(**overrides), modes, report), as_json, report)
 
 
 @eval_group.command("answers")

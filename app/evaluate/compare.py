@@ -41,8 +41,15 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Row]]:
 def compare(a: Path, b: Path, seed: int = 0) -> dict[str, Any]:
     """Figures of both runs on the questions that they share, with the paired difference, and what flipped.
 
-    Raises AppError for runs of different kinds or without common questions.
+    Raises AppError for runs of different kinds, without common questions, or not written by an evaluation.
     """
+    try:
+        return _compared(a, b, seed)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise AppError(f"{a} or {b} was not written whole by `paddock eval` ({error}); evaluate again") from error
+
+
+def _compared(a: Path, b: Path, seed: int) -> dict[str, Any]:
     kinds = [read_results(folder)["kind"] for folder in (a, b)]
     if kinds[0] != kinds[1]:
         raise AppError(f"{a} is a run of kind {kinds[0]} and {b} one of kind {kinds[1]}; give two of one kind")

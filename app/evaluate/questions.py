@@ -247,9 +247,7 @@ class _Squad:
             if not isinstance(question, str) or not question.strip():
                 self.ids.fault(self.line, f"question '{id_}' has no text; it is left out")
                 continue
-            given = row.get("answers") or []
-            answers = [a.get("text") for a in given if isinstance(a, dict)] if isinstance(given, list) else []
-            texts = tuple(dict.fromkeys(a.strip() for a in answers if isinstance(a, str) and a.strip()))
+            texts = _answers(row.get("answers"))
             answerable = not row.get("is_impossible", False)
             if not is_valid(question + "".join(texts)):
                 self.ids.fault(self.line, f"question '{id_}' is not UTF-8; it is left out")
@@ -282,6 +280,14 @@ class _Squad:
         if found >= 0:
             self.line += self.text.count("\n", self.at, found)
             self.at = found
+
+
+def _answers(given: Any) -> tuple[str, ...]:
+    """Gold answers, each once: a list of {"text"}, or {"text": [...]} as the datasets library writes them."""
+    if isinstance(given, dict) and isinstance(given.get("text"), list):
+        given = [{"text": text} for text in given["text"]]
+    texts = [each.get("text") for each in given if isinstance(each, dict)] if isinstance(given, list) else []
+    return tuple(dict.fromkeys(text.strip() for text in texts if isinstance(text, str) and text.strip()))
 
 
 def file_stem(title: Any) -> str:

@@ -81,6 +81,18 @@ def _file_digest(path: Path) -> str | None:
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
+def make_folder(folder: Path | None) -> None:
+    """Makes the folder of a report before any work is done for it. Raises AppError when it cannot be written."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".part").touch()
+        (folder / ".part").unlink()
+    except OSError as error:
+        raise AppError(f"{folder} cannot be written ({error.strerror}); choose another --report") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replaces a JSON file in one step."""
     part = path.with_name(path.name + ".part")

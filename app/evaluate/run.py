@@ -16,7 +16,7 @@ from app.evaluate import answers, corpus, retrieval
 from app.evaluate.beir import read_beir
 from app.evaluate.corpus import Corpus, unfindable
 from app.evaluate.questions import Dataset, read_jsonl, read_squads
-from app.evaluate.record import identity_of, read_results, recorded, write_json, write_rows
+from app.evaluate.record import identity_of, make_folder, read_results, recorded, write_json, write_rows
 from app.evaluate.stats import Score
 from app.progress import bar, ingest_bar
 from app.prompt import language_of
@@ -87,9 +87,10 @@ def tell_faults(faults: Sequence[str]) -> None:
         click.echo(f"paddock: and {len(faults) - FAULTS_SHOWN} more faults like these", err=True)
 
 
-def run_retrieval(inputs: Inputs, services: Services, modes: Sequence[str]) -> Run:
-    """Every mode on the same questions. Raises AppError for inputs that cannot be used."""
+def run_retrieval(inputs: Inputs, services: Services, modes: Sequence[str], report: Path | None = None) -> Run:
+    """Every mode on the same questions. Raises AppError for inputs, and a folder for the report, that cannot be used."""
     settings = services.settings
+    make_folder(report)
     dataset = inputs.read(settings.seed)
     place = inputs.corpus(dataset, services)
     tell_faults(dataset.faults)
@@ -122,9 +123,14 @@ def run_answers(
     resume takes over the rows of `report` that an earlier run with the same settings left. Raises AppError.
     """
     settings = services.settings
+    make_folder(report)
     dataset = inputs.read(settings.seed)
     answers.require_answers(dataset.questions)
     place = inputs.corpus(dataset, services)
+    if place.services.retriever(place.services.settings.kb, settings.k) is None:
+        raise AppError(
+            f"the knowledge base '{place.services.settings.kb}' holds no documents; ingest some, then evaluate"
+        )
     tell_faults(dataset.faults)
     place.services.warm()
     head = {**recorded("answers", dataset, inputs.limit, place), "gold_context": gold_context, "k": settings.k}
@@ -177,7 +183,6 @@ class _Log:
         if folder is None:
             return
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "results.json", {**head, "unfinished": True})
             write_rows(folder / "answers.jsonl", kept)
             self.file = (folder / "answers.jsonl").open("a", encoding="utf-8")

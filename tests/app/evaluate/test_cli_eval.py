@@ -184,6 +184,8 @@ def test_batch_scores(home: Path, tmp_path: Path) -> None:
         (["retrieval", "a.jsonl", "--squad", "b.json"], 1, "one of FILE"),
         (["retrieval", "--squad", "b.json", "--docs", "d"], 1, "--docs goes with"),
         (["retrieval", "--squad", "absent.json"], 1, "no file"),
+        (["retrieval", "--squad", "absent.json", "--report", "README.md"], 1, "choose another --report"),
+        (["answers", "data/eval/sample.jsonl", "--limit", "1"], 1, "holds no documents"),
         (["retrieval", "absent.jsonl"], 1, "no file"),
         (["retrieval", "--beir", "absent"], 1, "no folder"),
         (["retrieval", "a.jsonl", "--mode", "psychic"], 2, "there are: dense"),

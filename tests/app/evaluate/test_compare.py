@@ -86,6 +86,10 @@ def test_runs_that_cannot_be_compared(runs: tuple[Path, Path], tmp_path: Path) -
         compare(a, tmp_path / "absent")
     with pytest.raises(AppError, match="--resume"):
         compare(a, a_run(tmp_path / "e", [a_row("q0", "y", True)], unfinished=True))
+    for row in ('{"id": "q0", "scores": 3}', '{"id": "q0", "question": "Question q0?", "scores": {}}'):
+        (other / "answers.jsonl").write_text(row)
+        with pytest.raises(AppError, match="evaluate again"):
+            compare(a, other)
     (other / "results.json").write_text("[]")
     with pytest.raises(AppError, match="not written by"):
         compare(a, other)

@@ -43,6 +43,8 @@ def test_squad(tmp_path: Path) -> None:
     assert (a.id, a.answers, a.answerable, a.source) == ("a", ("hay", "Hay"), True, "Llama----care-0001.txt")
     assert a.relevant == {"document": {a.source: 1}, "paragraph": {f"{a.source}#0": 1}}
     assert b.answers == ("草",)
+    other = {"id": "d", "question": "Which?", "answers": {"text": ["hay", "hay"], "answer_start": [0, 0]}}
+    assert read_squad(squad(tmp_path / "d.json", article("T", ("hay", [other])))).questions[0].answers == ("hay",)
     assert (c.answers, c.answerable, c.relevant, c.paragraph) == ((), False, {}, "article-0002.txt#0")
 
 
