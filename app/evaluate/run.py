@@ -88,7 +88,7 @@ def tell_faults(faults: Sequence[str]) -> None:
 
 
 def run_retrieval(inputs: Inputs, services: Services, modes: Sequence[str], report: Path | None = None) -> Run:
-    """Every mode on the same questions. Raises AppError for inputs, and a folder for the report, that cannot be used."""
+    """Every mode on the same questions. Raises AppError for inputs or a folder that cannot be used."""
     settings = services.settings
     make_folder(report)
     dataset = inputs.read(settings.seed)
