@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 
+from llama.decoding import Decoding
 from llama.engine import Engine, choose_device
 from llama.errors import LlamaError
 from llama.sampling import Sampler, SamplingParams, StopText, nucleus
@@ -144,3 +145,21 @@ def test_a_device_that_is_not_there() -> None:
         choose_device("cuda:77")
     with pytest.raises(LlamaError, match="--device"):
         choose_device("toaster")
+
+
+def test_a_loop_is_cut_out_of_the_text(engine: Engine) -> None:
+    """What was streamed cannot be taken back, but text and tokens hold the sentence once."""
+    start, cycle = engine.tokenizer.encode("Well:"), engine.tokenizer.encode(" again and again")
+    decoding = Decoding(engine.tokenizer, SamplingParams(stop_loops=True), 1, threading.Event())
+    streamed = ""
+    for token in start + cycle * 20:
+        if decoding.done:
+            break
+        logits = torch.zeros(engine.tokenizer.vocab_size)
+        logits[token] = 1.0
+        streamed += decoding.push(logits, 500)
+    assert decoding.usage.finish_reason == "stop"
+    assert decoding.text == "Well: again and again"
+    assert decoding.tokens == start + cycle
+    assert streamed.startswith("Well: again and again again and again")
+    assert decoding.usage.answer_tokens > len(decoding.tokens)
