@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from langchain_core.retrievers import BaseRetriever
 
     from app.answer import Answerer
+    from llama.chat_model import ChatLlama
     from llama.engine import Engine
+    from llama.sampling import SamplingParams
     from vectorstore.store import ChromaStore
 
 
@@ -108,19 +110,30 @@ class Services:
         return self._once("engine", lambda: load_engine(path, self.settings.device, self.settings.dtype))
 
     @property
-    def answerer(self) -> Answerer:
-        # Here and not above: `paddock ingest` with nothing to do should not wait for torch.
-        from app.answer import Answerer
+    def chat_model(self) -> ChatLlama:
+        """The model alone, behind LangChain's BaseChatModel, with the settings' sampling. Raises LlamaError."""
+        from llama.chat_model import ChatLlama
+
+        return self._once("chat_model", lambda: ChatLlama(engine=self.engine, sampling=self._sampling))
+
+    @property
+    def _sampling(self) -> SamplingParams:
         from llama.sampling import SamplingParams
 
         settings = self.settings
-        sampling = SamplingParams(
+        return SamplingParams(
             max_tokens=settings.max_answer_tokens,
             temperature=settings.temperature,
             top_p=settings.top_p,
             seed=settings.seed,
         )
-        return self._once("answerer", lambda: Answerer(self, settings.max_prompt_tokens, sampling))
+
+    @property
+    def answerer(self) -> Answerer:
+        # Here and not above: `paddock ingest` with nothing to do should not wait for torch.
+        from app.answer import Answerer
+
+        return self._once("answerer", lambda: Answerer(self, self.settings.max_prompt_tokens, self._sampling))
 
     def warm(self) -> None:
         """Loads what the first question needs: embedder, index and model. Raises what they raise."""

@@ -1,0 +1,120 @@
+"""The engine as LangChain's chat model: streaming, stop words, callbacks, usage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import ConfigDict, Field, InstanceOf
+
+from llama.chat import Message
+from llama.decoding import Usage
+from llama.engine import Engine
+from llama.errors import LlamaError
+from llama.sampling import SamplingParams
+
+ROLES = {"human": "user", "ai": "assistant", "system": "system"}
+
+
+class ChatLlama(BaseChatModel):
+    """A loaded LLaMA behind `BaseChatModel`. Safe to share among threads, as its engine is.
+
+    `invoke`, `stream` and `batch` take SamplingParams' fields as keywords (max_tokens, temperature, top_p, seed), and
+    `stop`. The members of a batch take turns at the model.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    engine: InstanceOf[Engine] = Field(exclude=True)
+    sampling: SamplingParams = SamplingParams()
+
+    @property
+    def _llm_type(self) -> str:
+        return "paddock-llama"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {"model": self.engine.name, "dtype": str(self.engine.dtype), **dataclasses.asdict(self.sampling)}
+
+    def _params(self, stop: list[str] | None, given: dict[str, Any]) -> SamplingParams:
+        """The model's sampling with what a call changes. Raises LlamaError for a keyword that means nothing here."""
+        known = {field.name for field in dataclasses.fields(SamplingParams)}
+        if unknown := given.keys() - known:
+            raise LlamaError(f"'{min(unknown)}' is no sampling parameter; there are: {', '.join(sorted(known))}")
+        if stop:
+            given = {**given, "stop": tuple(stop)}
+        return dataclasses.replace(self.sampling, **given)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        generation = self.engine.generate(self._encode(messages), self._params(stop, kwargs))
+        for piece in generation:
+            if run_manager is not None:
+                run_manager.on_llm_new_token(piece)
+        message = AIMessage(
+            content=generation.text,
+            usage_metadata=_usage(generation.usage),
+            response_metadata=self._metadata(generation.usage),
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        """Pieces of text as they come; the last chunk is empty and has the usage. Leaving the loop ends the request."""
+        generation = self.engine.generate(self._encode(messages), self._params(stop, kwargs))
+        for piece in generation:
+            chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
+            if run_manager is not None:
+                run_manager.on_llm_new_token(piece, chunk=chunk)
+            yield chunk
+        yield ChatGenerationChunk(
+            message=AIMessageChunk(
+                content="",
+                usage_metadata=_usage(generation.usage),
+                response_metadata=self._metadata(generation.usage),
+                chunk_position="last",
+            )
+        )
+
+    def _encode(self, messages: Sequence[BaseMessage]) -> list[int]:
+        return self.engine.encode_chat([_plain(message) for message in messages])
+
+    def _metadata(self, usage: Usage) -> dict[str, Any]:
+        return {"model_name": self.engine.name, **dataclasses.asdict(usage)}
+
+
+def _plain(message: BaseMessage) -> Message:
+    """LangChain's message as the chat template takes it. Raises LlamaError for what a LLaMA cannot read."""
+    role = message.role if isinstance(message, ChatMessage) else ROLES.get(message.type)
+    if role is None:
+        raise LlamaError(f"a message of type '{message.type}' cannot be given to this model; it takes text only")
+    text = message.text
+    if not isinstance(message.content, str) and any(
+        not isinstance(part, str) and part.get("type") != "text" for part in message.content
+    ):
+        raise LlamaError("a message holds more than text (an image, perhaps), which this model cannot read")
+    return {"role": role, "content": str(text)}
+
+
+def _usage(usage: Usage) -> UsageMetadata:
+    return UsageMetadata(
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.answer_tokens,
+        total_tokens=usage.prompt_tokens + usage.answer_tokens,
+    )
