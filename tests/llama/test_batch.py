@@ -31,8 +31,9 @@ def alone(engine: Engine, prompt: list[int], params: SamplingParams) -> tuple[st
     return generation.text, generation.tokens, generation.usage.finish_reason
 
 
-@pytest.mark.parametrize("rows", [16, 3])
-def test_equals_one_at_a_time(engine: Engine, prompts: list[list[int]], rows: int) -> None:
+@pytest.mark.parametrize(("rows", "requests"), [(16, 20), (3, 7)])
+def test_equals_one_at_a_time(engine: Engine, prompts: list[list[int]], rows: int, requests: int) -> None:
+    prompts = prompts[:requests]
     params = SamplingParams(max_tokens=24, stop=("\n",), stop_loops=True)
     found = dict(generate_batch(engine, prompts, params, rows))
     assert sorted(found) == list(range(len(prompts))), "each once"

@@ -28,7 +28,7 @@ PARAGRAPHS = {
 def home(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     (home / "models").symlink_to(models_dir.resolve(), target_is_directory=True)
-    (home / "inbox").mkdir()
+    (home / "inbox" / "bare").mkdir(parents=True)
     (home / "paddock.toml").write_text('max_answer_tokens = 16\ndtype = "float32"\n')
     return home
 
@@ -185,7 +185,7 @@ def test_batch_scores(home: Path, tmp_path: Path) -> None:
         (["retrieval", "--squad", "b.json", "--docs", "d"], 1, "--docs goes with"),
         (["retrieval", "--squad", "absent.json"], 1, "no file"),
         (["retrieval", "--squad", "absent.json", "--report", "README.md"], 1, "choose another --report"),
-        (["answers", "data/eval/sample.jsonl", "--limit", "1"], 1, "holds no documents"),
+        (["answers", "data/eval/sample.jsonl", "--limit", "1", "--kb", "bare"], 1, "holds no documents"),
         (["retrieval", "absent.jsonl"], 1, "no file"),
         (["retrieval", "--beir", "absent"], 1, "no folder"),
         (["retrieval", "a.jsonl", "--mode", "psychic"], 2, "there are: dense"),
