@@ -48,6 +48,12 @@ class Settings(BaseModel):
     embedder: str = Field(DEFAULT_EMBEDDER, description="a sentence-transformers folder under models/, or a path")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="precision of the LLaMA's weights")
+    quant: Literal["auto", "none", "int8", "int4"] = Field(
+        "auto",
+        description="bits of the LLaMA's weights; auto is, on a CPU and where no dtype is asked for, int4 for files of "
+        "4 bits and int8 for others",
+    )
+    kv_memory_mb: int = Field(512, ge=1, description="memory for keys and values: running answers, prefixes kept")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
     seed: int = Field(0, ge=0, description="seed of sampling")
     kb: str = Field("default", min_length=1, description="knowledge base used when none is named")
@@ -61,6 +67,10 @@ class Settings(BaseModel):
     top_p: float = Field(
         1.0, gt=0.0, le=1.0, description="smallest set of tokens with this probability is sampled from"
     )
+    top_k: int = Field(0, ge=0, description="only the k likeliest tokens are sampled from; 0 takes all")
+    min_p: float = Field(0.0, ge=0.0, le=1.0, description="only tokens this likely, against the likeliest, are sampled")
+    repetition_penalty: float = Field(1.0, gt=0.0, description="above 1, tokens that stand there already come less")
+    lookup: bool = Field(True, description="guess tokens from the prompt's own words; the same text, sooner")
     chunk_tokens: int = Field(200, ge=32, description="longest chunk, in tokens of the embedder")
     chunk_overlap: int = Field(32, ge=0, description="tokens that neighbouring chunks share")
     max_file_mb: int = Field(200, ge=1, description="files larger than this are not ingested")

@@ -16,6 +16,9 @@ MODEL_OPTIONS = [
     click.option("--model", metavar="NAME", help="Model: a file or folder under models/, or a path."),
     click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), help="Precision of the weights."),
+    click.option(
+        "--quant", type=click.Choice(["auto", "none", "int8", "int4"]), help="Bits of the weights; auto unless --dtype."
+    ),
     click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of sampling (greedy decoding ignores it)."),
 ]
 

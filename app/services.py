@@ -107,7 +107,8 @@ class Services:
         from llama.engine import load_engine
 
         path = self.settings.path_of_model(self.settings.model)
-        return self._once("engine", lambda: load_engine(path, self.settings.device, self.settings.dtype))
+        settings, memory = self.settings, self.settings.kv_memory_mb << 20
+        return self._once("engine", lambda: load_engine(path, settings.device, settings.dtype, settings.quant, memory))
 
     @property
     def chat_model(self) -> ChatLlama:
@@ -124,7 +125,11 @@ class Services:
         return SamplingParams(
             max_tokens=settings.max_answer_tokens,
             temperature=settings.temperature,
+            top_k=settings.top_k,
             top_p=settings.top_p,
+            min_p=settings.min_p,
+            repetition_penalty=settings.repetition_penalty,
+            lookup=settings.lookup,
             seed=settings.seed,
         )
 
@@ -140,6 +145,6 @@ class Services:
         # Side by side: the embedder's library takes seconds to import, in which the model is read.
         with ThreadPoolExecutor(2) as pool:
             embedded = pool.submit(self.embedder.embed_query, "warm up")
-            self.engine.forward_batch([[0]], self.engine.new_cache(1, 1))
+            self.engine.next_logits([0])
             self._client  # noqa: B018
             embedded.result()

@@ -88,3 +88,27 @@ class KVCache:
     def advance(self, new: Sequence[int]) -> None:
         """Counts the tokens that the last forward wrote."""
         self.lengths = [length + n for length, n in zip(self.lengths, new, strict=True)]
+
+
+class PackedCache:
+    """The caches of several requests whose new tokens stand behind each other in one row: no padding anywhere.
+
+    `caches` are of one row each, `new[i]` says how many of the row's tokens belong to request i.
+    """
+
+    def __init__(self, caches: Sequence[KVCache], new: Sequence[int]) -> None:
+        self.caches, self.new = list(caches), list(new)
+
+    def require(self) -> None:
+        """Raises LlamaError when the tokens do not fit one of the caches."""
+        for cache, new in zip(self.caches, self.new, strict=True):
+            cache.require([new])
+
+    @property
+    def positions(self) -> list[int]:
+        """The position of every token."""
+        return [cache.lengths[0] + i for cache, new in zip(self.caches, self.new, strict=True) for i in range(new)]
+
+    def advance(self) -> None:
+        for cache, new in zip(self.caches, self.new, strict=True):
+            cache.advance([new])

@@ -26,7 +26,7 @@ class ChatLlama(BaseChatModel):
     """A loaded LLaMA behind `BaseChatModel`. Safe to share among threads, as its engine is.
 
     `invoke`, `stream` and `batch` take SamplingParams' fields as keywords (max_tokens, temperature, top_p, seed), and
-    `stop`. The members of a batch take turns at the model.
+    `stop`. The members of a batch run side by side.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)

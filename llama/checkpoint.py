@@ -65,6 +65,10 @@ class Checkpoint(Protocol):
     @property
     def chat_template(self) -> str | None: ...
 
+    @property
+    def four_bits(self) -> bool:
+        """Whether most weights are stored in four bits with a scale and a minimum for every 32."""
+
 
 @dataclass(frozen=True)
 class GGUFCheckpoint:
@@ -102,6 +106,12 @@ class GGUFCheckpoint:
     @property
     def chat_template(self) -> str | None:
         return self.metadata.get("tokenizer.chat_template")
+
+    @property
+    def four_bits(self) -> bool:
+        inner = [tensor for tensor in self.stored if tensor.name.startswith("blk.") and len(tensor.shape) == 2]
+        kinds = {gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q4_1}
+        return sum(tensor.tensor_type in kinds for tensor in inner) * 2 > len(inner)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

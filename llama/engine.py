@@ -3,37 +3,52 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from llama.batch import ROWS, generate_batch
-from llama.cache import KVCache
+from llama.cache import KVCache, PackedCache
 from llama.chat import ChatTemplate, Message
 from llama.checkpoint import load_transformer, open_checkpoint
-from llama.decoding import Decoding, Usage
 from llama.errors import LlamaError
+from llama.fused import FusedStep, supports
 from llama.model import Transformer
+from llama.quantize import FEW_ROWS, QuantizedEmbedding, quantization_of, quantize
 from llama.sampling import SamplingParams
+from llama.scheduler import PIECE, ROWS, Request, Scheduler, run_all
+from llama.team import Team
 from llama.tokenizer import Tokenizer
 
-PREFILL_CHUNK = 512  # tokens: a cancelled request stops within one chunk, and memory stays bounded
+KV_MEMORY = 512 << 20  # bytes
 
 
 class Engine:
-    """A loaded model with its tokenizer and chat template. Several threads may generate at once.
+    """A loaded model with its tokenizer and chat template, shared by any number of threads.
 
-    The module holds no state of a request, so requests cannot mix; the lock only makes them take turns, a forward
-    each, instead of fighting over the cores.
+    The module holds no state of a request. Requests run side by side (`llama.scheduler`), and what else needs the model
+    takes a turn at it between two of their forwards.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, template: ChatTemplate | None, name: str) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        name: str,
+        kv_memory: int = KV_MEMORY,
+    ) -> None:
+        """kv_memory: bytes for keys and values, of running requests and of prefixes that are kept for later ones."""
         self.model, self.tokenizer, self.template, self.name = model, tokenizer, template, name
-        weight = model.embed_tokens.weight
+        self.quant = quantization_of(model)
+        weight = model.norm.weight
         self.dtype, self.device = weight.dtype, weight.device
         self._turn = threading.Lock()
+        embedding = model.embed_tokens
+        self._fused = None
+        if supports(model) and isinstance(embedding, QuantizedEmbedding):
+            self._fused = FusedStep(model, embedding.team)
+        self.scheduler = Scheduler(self, kv_memory)
 
     @property
     def context_length(self) -> int:
@@ -46,15 +61,20 @@ class Engine:
         return self.template.encode(messages)
 
     def generate(
-        self, prompt: Sequence[int], params: SamplingParams, cancel: threading.Event | None = None
-    ) -> Generation:
-        """Starts a request; iterate over the result for pieces of text. Nothing runs before the first piece is asked.
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        cancel: threading.Event | None = None,
+        user: Hashable = None,
+    ) -> Request:
+        """A request; iterate over it for pieces of text. Nothing runs before the first piece is asked.
 
-        prompt: token ids. cancel: set it from any thread to end the request at the next token.
+        prompt: token ids. cancel: set it from any thread to end the request at the next token. user: whose request it
+        is; users take turns.
         Raises LlamaError when the prompt is empty or leaves no room in the context.
         """
         self.check_prompt(prompt)
-        return Generation(self, list(prompt), params, cancel or threading.Event())
+        return Request(self, list(prompt), params, cancel or threading.Event(), user)
 
     def generate_batch(
         self,
@@ -62,9 +82,10 @@ class Engine:
         params: SamplingParams,
         rows: int = ROWS,
         cancel: threading.Event | None = None,
-    ) -> Iterator[tuple[int, Decoding]]:
-        """Decodes many prompts side by side; see `llama.batch.generate_batch`."""
-        return generate_batch(self, prompts, params, rows, cancel)
+        user: Hashable = None,
+    ) -> Iterator[tuple[int, Request]]:
+        """Decodes many prompts side by side; see `llama.scheduler.run_all`."""
+        return run_all(self, prompts, params, rows, cancel, user)
 
     def check_prompt(self, prompt: Sequence[int]) -> None:
         """Raises LlamaError when the prompt is empty or leaves no room in the context."""
@@ -86,14 +107,28 @@ class Engine:
         return 2 * config.n_layers * config.n_kv_heads * config.head_dim * self.dtype.itemsize
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
-        """An empty cache for `rows` requests of at most `capacity` tokens."""
+        """An empty cache for `rows` sequences of at most `capacity` tokens."""
         return KVCache(self.model.config, rows, capacity, self.dtype, self.device)
 
     @torch.inference_mode()
-    def forward_batch(self, tokens: Sequence[Sequence[int]], cache: KVCache) -> torch.Tensor:
-        """Logits [B, V] after the given tokens (equally many in each row); one turn at the model."""
+    def forward(
+        self, tokens: Sequence[Sequence[int]], caches: Sequence[KVCache], every: bool = False
+    ) -> list[torch.Tensor]:
+        """Several requests' next tokens through the model in one turn, their caches advanced.
+
+        tokens: each request's new ids; caches: of one row each. Returns each request's logits, fp32 or the weights'
+        dtype: [1, V] behind its last token, or with `every` [tokens, V] behind each.
+        """
+        sizes = [len(each) for each in tokens]
         with self._turn:
-            return self.model(torch.tensor(tokens, device=self.device), cache, last=True)[:, 0]  # type: ignore[no-any-return]
+            if self._fused is not None and sum(sizes) <= FEW_ROWS:
+                found = self._fused(tokens, caches)
+                return [part if every else part[-1:] for part in torch.split(found, sizes)]
+            row = torch.tensor([token for each in tokens for token in each], device=self.device)
+            ends = torch.tensor(sizes).cumsum(0) - 1
+            wanted = None if every else ends.to(self.device)
+            logits = self.model(row[None], PackedCache(caches, sizes), at=wanted)[0]
+        return list(torch.split(logits, sizes if every else [1] * len(sizes)))
 
     @torch.inference_mode()
     def logits(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
@@ -101,60 +136,13 @@ class Engine:
         with self._turn:
             return self.model(tokens, cache)  # type: ignore[no-any-return]
 
-    def prefill(
-        self, prompt: Sequence[int], cache: KVCache, usage: Usage, cancel: threading.Event | None = None
-    ) -> torch.Tensor | None:
-        """Runs a prompt into a cache of one row; logits [V] behind it, or None when cancelled before that."""
-        started = time.perf_counter()
-        logits = None
-        for start in range(0, len(prompt), PREFILL_CHUNK):
-            if cancel is not None and cancel.is_set():
-                usage.finish_reason = "cancelled"
-                return None
-            logits = self.forward_batch([prompt[start : start + PREFILL_CHUNK]], cache)[0]
-            usage.prefill_s = time.perf_counter() - started
-        return logits
-
-
-class Generation:
-    """One running request: an iterator over pieces of text, with `usage` growing along."""
-
-    def __init__(self, engine: Engine, prompt: list[int], params: SamplingParams, cancel: threading.Event) -> None:
-        self._decoding = Decoding(engine.tokenizer, params, len(prompt), cancel)
-        self._engine, self._prompt, self._params, self._cancel = engine, prompt, params, cancel
-        self._pieces = self._run()
-
-    @property
-    def usage(self) -> Usage:
-        return self._decoding.usage
-
-    @property
-    def tokens(self) -> list[int]:
-        return self._decoding.tokens
-
-    @property
-    def text(self) -> str:
-        """What was given out so far; without its repetitions when the model ran in circles."""
-        return self._decoding.text
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def cancel(self) -> None:
-        """Ends the request at the next token; what was generated stays."""
-        self._cancel.set()
-
-    def _run(self) -> Iterator[str]:
-        engine, decoding = self._engine, self._decoding
-        budget = engine.answer_budget(len(self._prompt), self._params)
-        cache = engine.new_cache(1, len(self._prompt) + budget)
-        logits = engine.prefill(self._prompt, cache, decoding.usage, self._cancel)
-        while logits is not None:
-            if piece := decoding.push(logits, budget):
-                yield piece
-            if decoding.done:
-                return
-            logits = engine.forward_batch([[decoding.tokens[-1]]], cache)[0]
+    def next_logits(self, prompt: Sequence[int]) -> torch.Tensor:
+        """Logits [V] of the token behind a prompt. Raises LlamaError when it does not fit."""
+        self.check_prompt(prompt)
+        cache = self.new_cache(1, len(prompt))
+        for start in range(0, len(prompt), PIECE):
+            found = self.forward([prompt[start : start + PIECE]], [cache])
+        return found[0][0]
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -176,9 +164,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_engine(path: Path, device: str = "auto", dtype: str = "auto") -> Engine:
-    """Loads a model file. dtype: 'float32', 'bfloat16', or 'auto' for bf16 where the device computes it fast.
+def load_engine(
+    path: Path, device: str = "auto", dtype: str = "auto", quant: str = "none", kv_memory: int = KV_MEMORY
+) -> Engine:
+    """Loads a model file or folder.
 
+    dtype: 'float32', 'bfloat16', or 'auto' for bf16 where the device computes it fast. quant: 'none', 'int8', 'int4',
+    or 'auto': on a CPU, int4 for files of four bits (nothing is lost) and int8 for others; 'none' on a GPU, and where a
+    dtype is asked for.
     Raises LlamaError with the file's name when it cannot be used.
     """
     place = choose_device(device)
@@ -191,4 +184,11 @@ def load_engine(path: Path, device: str = "auto", dtype: str = "auto") -> Engine
         template = None if source is None else ChatTemplate(source, tokenizer)
     except LlamaError as error:
         raise LlamaError(f"{path.name} cannot be used: {error}") from error
-    return Engine(load_transformer(checkpoint, precision, str(place)), tokenizer, template, path.name)
+    model = load_transformer(checkpoint, precision, str(place))
+    if quant == "auto":
+        quant = "int4" if checkpoint.four_bits else "int8"
+        if place.type != "cpu" or dtype != "auto":
+            quant = "none"
+    if quant != "none":
+        quantize(model, quant, Team(torch.get_num_threads()), precision)
+    return Engine(model, tokenizer, template, path.name, kv_memory)

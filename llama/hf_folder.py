@@ -85,6 +85,10 @@ class HFFolder:
         return Tokenizer.from_hf(path, bos if isinstance(bos, int) else None, ends)
 
     @property
+    def four_bits(self) -> bool:
+        return False
+
+    @property
     def chat_template(self) -> str | None:
         file = self.path / "chat_template.jinja"
         if file.is_file():

@@ -9,12 +9,13 @@ a checkpoint that pairs (2i, 2i + 1) is permuted when it is read (checkpoint.py)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama.cache import KVCache
+from llama.cache import KVCache, PackedCache
 from llama.config import ModelConfig
 from llama.errors import LlamaError
 
@@ -80,18 +81,20 @@ class Attention(nn.Module):
         k = self.k_proj(x).view(rows, size, self.n_kv_heads, self.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(rows, size, self.n_kv_heads, self.head_dim).transpose(1, 2)
         q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
-        if step.cache is not None:
-            k, v = step.cache.update(self.layer, k, v, step.new)
-        if size == 1:
-            # The R queries of one key/value head become rows of one product: no copy of K and V, and no slow path.
-            grouped = q.view(rows, self.n_kv_heads, -1, self.head_dim)
-            out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=step.mask)
-            out = out.view(rows, self.n_heads, 1, self.head_dim)
-        else:
-            repeat = self.n_heads // self.n_kv_heads
-            k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=step.mask, is_causal=step.causal)
+        out = step.attend(self.layer, q, k, v)
         return self.o_proj(out.transpose(1, 2).reshape(rows, size, -1))  # type: ignore[no-any-return]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Attention of q [B, H, S, E] to k and v [B, G, T, E]; mask [B or 1, 1, S, T] is true where a key is seen."""
+    rows, heads, size, width = q.shape
+    if size == 1:
+        # The R queries of one key/value head become rows of one product: no copy of K and V, and no slow path.
+        grouped = q.view(rows, k.shape[1], -1, width)
+        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).view(rows, heads, 1, width)
+    repeat = heads // k.shape[1]
+    k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
 class MLP(nn.Module):
@@ -120,25 +123,55 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
-class Step:
-    """What all layers of one forward share: rotary angles, mask and cache."""
+class Step(Protocol):
+    """What all layers of one forward share: rotary angles, and how tokens find their keys and values."""
 
-    def __init__(self, rope: RotaryTable, tokens: Tensor, cache: KVCache | None, new: Sequence[int] | None) -> None:
+    cos: Tensor
+    sin: Tensor
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, H, S, E], k and v [B, G, S, E] of the new tokens -> [B, H, S, E]."""
+
+
+class EvenStep:
+    """A batch [B, S]: every row has its own length, and padding on the right does not count."""
+
+    def __init__(self, rope: RotaryTable, tokens: Tensor, cache: KVCache | None, new: Sequence[int]) -> None:
         rows, size = tokens.shape
-        self.cache = cache
-        self.new = [size] * rows if new is None else list(new)
+        self._cache, self._new = cache, new
         past = cache.lengths if cache is not None else [0] * rows
         offsets = torch.tensor(past, device=tokens.device)
         # Padding behind a short row may point past the table; its result is never read.
         positions = (offsets[:, None] + torch.arange(size, device=tokens.device)).clamp(max=len(rope.cos) - 1)
         self.cos, self.sin = rope.at(positions)
-        uniform = len(set(past)) == 1 and all(n == size for n in self.new)
-        self.causal = uniform and past[0] == 0 and size > 1
-        self.mask: Tensor | None = None
-        if not uniform or (size > 1 and not self.causal):
-            total = max(p + n for p, n in zip(past, self.new, strict=True)) if cache is not None else size
+        uniform = len(set(past)) == 1 and all(n == size for n in new)
+        self._causal = uniform and past[0] == 0 and size > 1
+        self._mask: Tensor | None = None
+        if not uniform or (size > 1 and not self._causal):
+            total = max(p + n for p, n in zip(past, new, strict=True)) if cache is not None else size
             keys = torch.arange(total, device=tokens.device)
-            self.mask = (keys <= positions[:, :, None]).unsqueeze(1)  # [B, 1, S, T]
+            self._mask = (keys <= positions[:, :, None]).unsqueeze(1)  # [B, 1, S, T]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self._cache is not None:
+            k, v = self._cache.update(layer, k, v, self._new)
+        return attend(q, k, v, self._mask, self._causal)
+
+
+class PackedStep:
+    """Tokens of several requests in one row [1, S], each with its own cache."""
+
+    def __init__(self, rope: RotaryTable, tokens: Tensor, cache: PackedCache) -> None:
+        positions = torch.tensor(cache.positions, device=tokens.device)
+        self.cos, self.sin = rope.at(positions[None])
+        self._parts = [
+            EvenStep(rope, tokens.new_empty(1, n), c, [n]) for c, n in zip(cache.caches, cache.new, strict=True)
+        ]
+        self._new = cache.new
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        shares = zip(self._parts, *(torch.split(each, self._new, dim=2) for each in (q, k, v)), strict=True)
+        return torch.cat([part.attend(layer, *share) for part, *share in shares], dim=2)
 
 
 class Transformer(nn.Module):
@@ -161,31 +194,46 @@ class Transformer(nn.Module):
     def forward(
         self,
         tokens: Tensor,
-        cache: KVCache | None = None,
+        cache: KVCache | PackedCache | None = None,
         new: Sequence[int] | None = None,
         last: bool = False,
+        at: Tensor | None = None,
     ) -> Tensor:
         """Logits of the token that follows each given one.
 
-        tokens: int64 [B, S], the new tokens; with a cache they come behind what it holds, and it is advanced.
+        tokens: int64 [B, S], the new tokens; with a cache they come behind what it holds, and it is advanced. With a
+        packed cache, B is 1 and the row holds the tokens of several requests.
         new: how many of each row's S tokens count (the rest is padding on the right); all of them by default.
-        last: give only each row's last counted position.
-        Returns [B, S, V], or [B, 1, V] with `last`, in the weights' dtype.
+        last: give only each row's last counted position. at: int64 [K], give only these of the S positions.
+        Returns [B, S, V], [B, 1, V] with `last`, or [B, K, V] with `at`, in the weights' dtype.
         Raises LlamaError when the tokens do not fit the context or the cache.
         """
         rows, size = tokens.shape
         counted = [size] * rows if new is None else list(new)
-        longest = max(counted) if cache is None else max(p + n for p, n in zip(cache.lengths, counted, strict=True))
-        if longest > self.config.context_length:
-            raise LlamaError(f"{longest} tokens exceed the model's context of {self.config.context_length}")
-        if cache is not None:
-            cache.require(counted)
-        step = Step(self.rope, tokens, cache, new)
+        step: Step
+        if isinstance(cache, PackedCache):
+            cache.require()
+            self._within_context(max(cache.positions) + 1)
+            step = PackedStep(self.rope, tokens, cache)
+        else:
+            past = [0] * rows if cache is None else cache.lengths
+            self._within_context(max(p + n for p, n in zip(past, counted, strict=True)))
+            if cache is not None:
+                cache.require(counted)
+            step = EvenStep(self.rope, tokens, cache, counted)
         x = self.embed_tokens(tokens)
         for layer in self.layers:
             x = layer(x, step)
-        if cache is not None:
-            cache.advance(step.new)
+        if isinstance(cache, PackedCache):
+            cache.advance()
+        elif cache is not None:
+            cache.advance(counted)
         if last:
-            x = x[torch.arange(rows), torch.tensor(step.new) - 1].unsqueeze(1)
+            x = x[torch.arange(rows), torch.tensor(counted) - 1].unsqueeze(1)
+        if at is not None:
+            x = x[:, at]
         return self.lm_head(self.norm(x))  # type: ignore[no-any-return]
+
+    def _within_context(self, longest: int) -> None:
+        if longest > self.config.context_length:
+            raise LlamaError(f"{longest} tokens exceed the model's context of {self.config.context_length}")

@@ -8,33 +8,94 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llama.errors import LlamaError
+
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one request is decoded. temperature 0 is greedy, and top_p and seed then have no effect."""
+    """How one request is decoded. temperature 0 is greedy; top_k, top_p, min_p and seed then have no effect.
+
+    Raises LlamaError for a value out of its range.
+    """
 
     max_tokens: int = 192
     temperature: float = 0.0
+    top_k: int = 0  # only the k likeliest tokens; 0 takes all
     top_p: float = 1.0
+    min_p: float = 0.0  # only tokens at least this likely in relation to the likeliest
+    repetition_penalty: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
     stop_loops: bool = False  # end when the text only repeats itself, and drop the repetitions
+    logprobs: bool = False  # keep each token's log-probability
+    lookup: bool = True  # draft from the prompt's own words; the same text, sooner
+
+    def __post_init__(self) -> None:
+        for name, right in (
+            ("max_tokens", self.max_tokens >= 1),
+            ("temperature", 0 <= self.temperature < float("inf")),
+            ("top_k", self.top_k >= 0),
+            ("top_p", 0 < self.top_p <= 1),
+            ("min_p", 0 <= self.min_p <= 1),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf")),
+            ("seed", 0 <= self.seed < 1 << 63),
+        ):
+            if not right:
+                raise LlamaError(f"{name} cannot be {getattr(self, name)}; {RANGES[name]}")
+
+
+RANGES = {
+    "max_tokens": "give 1 or more",
+    "temperature": "give 0 (greedy) or more",
+    "top_k": "give 0 (all tokens) or more",
+    "top_p": "give more than 0 and at most 1",
+    "min_p": "give 0 to 1",
+    "repetition_penalty": "give more than 0; 1 changes nothing",
+    "seed": "give a whole number from 0",
+}
 
 
 class Sampler:
     """Draws the tokens of one request; the same seed gives the same draws, whatever else runs."""
 
-    def __init__(self, params: SamplingParams) -> None:
+    def __init__(self, params: SamplingParams, prompt: Sequence[int] = ()) -> None:
         self.params = params
+        self.logprob = 0.0  # of the last token, by the model alone; kept when the parameters ask for it
         self._random = torch.Generator().manual_seed(params.seed)
+        self._seen = set(prompt) if params.repetition_penalty != 1 else None
 
     def __call__(self, logits: Tensor) -> int:
         """logits [V] -> a token id."""
-        if self.params.temperature == 0:
+        params = self.params
+        token = self._choose(self._penalized(logits))
+        if params.logprobs:
+            self.logprob = float(torch.log_softmax(logits.float(), dim=-1)[token])
+        if self._seen is not None:
+            self._seen.add(token)
+        return token
+
+    def _penalized(self, logits: Tensor) -> Tensor:
+        """Logits of tokens that were seen are divided by the penalty, or multiplied below 0 (Keskar et al. 2019)."""
+        if not self._seen:
+            return logits
+        seen = torch.tensor(sorted(self._seen), device=logits.device)
+        known = logits[seen]
+        penalty = self.params.repetition_penalty
+        return logits.index_copy(0, seen, torch.where(known > 0, known / penalty, known * penalty))
+
+    def _choose(self, logits: Tensor) -> int:
+        params = self.params
+        if params.temperature == 0:
             return int(logits.argmax())
-        probabilities = torch.softmax(logits.float().cpu() / self.params.temperature, dim=-1)
-        if self.params.top_p < 1:
-            probabilities = nucleus(probabilities, self.params.top_p)
+        probabilities = torch.softmax(logits.float().cpu() / params.temperature, dim=-1)
+        if 0 < params.top_k < len(probabilities):
+            kept = probabilities.topk(params.top_k)
+            probabilities = torch.zeros_like(probabilities).scatter(-1, kept.indices, kept.values)
+        if params.min_p > 0:  # Nguyen et al. 2024, section 3
+            probabilities = probabilities.where(probabilities >= params.min_p * probabilities.max(), 0.0)
+        probabilities = probabilities / probabilities.sum()
+        if params.top_p < 1:
+            probabilities = nucleus(probabilities, params.top_p)
         return int(torch.multinomial(probabilities, 1, generator=self._random))
 
 

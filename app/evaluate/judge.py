@@ -53,16 +53,13 @@ class LocalJudge:
         self._replies = {reply: engine.tokenizer.encode(reply)[0] for reply in ("A", "B", "TIE")}
 
     def __call__(self, question: str, references: list[str], first: str, second: str) -> Verdict:
-        from llama.decoding import Usage
         from llama.errors import LlamaError
 
         ids = self._engine.encode_chat(_messages(question, references, first, second))  # type: ignore[arg-type]
         try:
-            self._engine.check_prompt(ids)
+            logits = self._engine.next_logits(ids)
         except LlamaError as error:
             raise JudgeFault(str(error)) from error
-        logits = self._engine.prefill(ids, self._engine.new_cache(1, len(ids)), Usage())
-        assert logits is not None
         best = max(self._replies, key=lambda reply: float(logits[self._replies[reply]]))
         return _verdict(best)
 

@@ -6,11 +6,10 @@ import threading
 
 import pytest
 
-from llama import batch
-from llama.batch import generate_batch
 from llama.engine import Engine
 from llama.errors import LlamaError
 from llama.sampling import SamplingParams
+from llama.scheduler import run_all
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -35,7 +34,7 @@ def alone(engine: Engine, prompt: list[int], params: SamplingParams) -> tuple[st
 def test_equals_one_at_a_time(engine: Engine, prompts: list[list[int]], rows: int, requests: int) -> None:
     prompts = prompts[:requests]
     params = SamplingParams(max_tokens=24, stop=("\n",), stop_loops=True)
-    found = dict(generate_batch(engine, prompts, params, rows))
+    found = dict(run_all(engine, prompts, params, rows))
     assert sorted(found) == list(range(len(prompts))), "each once"
     for i, prompt in enumerate(prompts):
         assert (found[i].text, found[i].tokens, found[i].usage.finish_reason) == alone(engine, prompt, params), i
@@ -47,34 +46,22 @@ def test_equals_one_at_a_time(engine: Engine, prompts: list[list[int]], rows: in
 
 def test_sampled_rows_keep_their_seed(engine: Engine, prompts: list[list[int]]) -> None:
     params = SamplingParams(max_tokens=12, temperature=0.8, seed=5)
-    found = dict(generate_batch(engine, prompts[:4], params))
+    found = dict(run_all(engine, prompts[:4], params))
     for i in range(4):
         assert found[i].text == alone(engine, prompts[i], params)[0]
 
 
 def test_results_come_as_they_end(engine: Engine, prompts: list[list[int]]) -> None:
-    results = generate_batch(engine, prompts[:8], SamplingParams(max_tokens=40), rows=4)
+    results = run_all(engine, prompts[:8], SamplingParams(max_tokens=40), rows=4)
     first, _ = next(results)
     assert first < 5, "long before the last request has begun"
     results.close()
 
 
-def test_memory_bounds_the_rows(engine: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    params = SamplingParams(max_tokens=4)
-    longest = max(map(len, prompts)) + 4
-    monkeypatch.setattr(batch, "CACHE_BYTES", 2 * longest * engine.cache_bytes_per_token)
-    running = batch._Batch(engine, prompts, params, 16, threading.Event())
-    assert len(running.cache.lengths) == 2
-    assert running.cache.k.nbytes + running.cache.v.nbytes <= batch.CACHE_BYTES
-    assert len(list(running.run())) == len(prompts)
-    monkeypatch.setattr(batch, "CACHE_BYTES", 1)
-    assert len(batch._Batch(engine, prompts, params, 16, threading.Event()).cache.lengths) == 1
-
-
 def test_cancel_ends_all(engine: Engine, prompts: list[list[int]]) -> None:
     cancel = threading.Event()
     found = {}
-    for i, result in generate_batch(engine, prompts, SamplingParams(max_tokens=200), 4, cancel):
+    for i, result in run_all(engine, prompts, SamplingParams(max_tokens=200), 4, cancel):
         cancel.set()
         found[i] = result
     assert sorted(found) == list(range(len(prompts)))
@@ -82,6 +69,6 @@ def test_cancel_ends_all(engine: Engine, prompts: list[list[int]]) -> None:
 
 
 def test_nothing_runs_when_one_prompt_does_not_fit(engine: Engine, prompts: list[list[int]]) -> None:
-    assert list(generate_batch(engine, [], SamplingParams())) == []
+    assert list(run_all(engine, [], SamplingParams())) == []
     with pytest.raises(LlamaError, match="8192"):
-        next(generate_batch(engine, [*prompts, [5] * 8192], SamplingParams()))
+        next(run_all(engine, [*prompts, [5] * 8192], SamplingParams()))

@@ -150,7 +150,7 @@ def test_a_device_that_is_not_there() -> None:
 def test_a_loop_is_cut_out_of_the_text(engine: Engine) -> None:
     """What was streamed cannot be taken back, but text and tokens hold the sentence once."""
     start, cycle = engine.tokenizer.encode("Well:"), engine.tokenizer.encode(" again and again")
-    decoding = Decoding(engine.tokenizer, SamplingParams(stop_loops=True), 1, threading.Event())
+    decoding = Decoding(engine.tokenizer, SamplingParams(stop_loops=True), [1], threading.Event())
     streamed = ""
     for token in start + cycle * 20:
         if decoding.done:

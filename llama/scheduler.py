@@ -1,0 +1,323 @@
+"""Many requests, one model: they join and leave while others run, within a budget of memory, and nobody waits long.
+
+One thread runs the model. Each of its rounds gives every running request its next tokens in one forward and reads at
+most one piece of one prompt. Continuous batching: Yu et al. 2022 (Orca), section 3; prompts in pieces: Agrawal et al.
+2023 (Sarathi), section 4.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from llama.cache import KVCache
+from llama.decoding import Decoding, Usage
+from llama.errors import LlamaError
+from llama.lookup import Lookup
+from llama.prefix import PrefixTree
+from llama.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from llama.engine import Engine
+
+ROWS = 16  # requests that run at once
+PIECE = 512  # tokens of a prompt that are read at a time: a request can be cancelled in between
+PIECE_BESIDE_OTHERS = 128  # the same while other requests wait for their next token
+IDLE_S = 2.0  # the thread ends when nothing came for so long; the next request starts another
+DRAFTS = 32  # tokens of all requests' drafts in one forward
+
+
+class Request:
+    """One request on its way. Iterating gives its pieces of text as they come, and raises what went wrong.
+
+    Leaving the iteration early cancels the request.
+    """
+
+    def __init__(
+        self, engine: Engine, prompt: list[int], params: SamplingParams, cancel: threading.Event, user: Hashable
+    ) -> None:
+        self.prompt, self.params, self.user = prompt, params, user
+        self.decoding = Decoding(engine.tokenizer, params, prompt, cancel)
+        self.budget = engine.answer_budget(len(prompt), params)
+        self.bytes = (len(prompt) + self.budget) * engine.cache_bytes_per_token
+        self.cache: KVCache | None = None
+        self.lookup = Lookup(prompt) if params.lookup else None
+        self.submitted = time.perf_counter()
+        self.begun: float | None = None
+        self.done: queue.SimpleQueue[Request] | None = None  # is told when the request has ended
+        self.error: BaseException | None = None
+        self._cancel, self._pieces = cancel, queue.SimpleQueue[str | None]()
+        self._scheduler, self._iterator = engine.scheduler, self._run()
+
+    @property
+    def usage(self) -> Usage:
+        return self.decoding.usage
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.decoding.tokens
+
+    @property
+    def logprobs(self) -> list[float]:
+        """Log-probability of each token, where the parameters asked for them."""
+        return self.decoding.logprobs
+
+    @property
+    def text(self) -> str:
+        """What was given out so far; without its repetitions when the model ran in circles."""
+        return self.decoding.text
+
+    def cancel(self) -> None:
+        """Ends the request at its next token; what was generated stays."""
+        self._cancel.set()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._iterator
+
+    def _run(self) -> Iterator[str]:
+        self._scheduler.submit([self])
+        try:
+            while (piece := self._pieces.get()) is not None:
+                yield piece
+        except GeneratorExit:
+            self.cancel()
+            raise
+        if self.error is not None:
+            raise self.error
+
+    def give(self, piece: str) -> None:
+        if piece:
+            self._pieces.put(piece)
+
+    def end(self, error: BaseException | None = None) -> None:
+        self.error, self.cache = error, None
+        self._pieces.put(None)
+        if self.done is not None:
+            self.done.put(self)
+
+
+class Scheduler:
+    """Runs requests side by side. All methods may be called from any thread."""
+
+    def __init__(self, engine: Engine, memory: int, rows: int = ROWS) -> None:
+        """memory: bytes for keys and values of running requests and of the prefixes that are kept."""
+        self.memory, self.rows, self.prefixes = memory, rows, PrefixTree()
+        self._engine = engine
+        # Users wait in a ring; each has the requests that it has not yet got in.
+        self._waiting: collections.OrderedDict[Hashable, collections.deque[Request]] = collections.OrderedDict()
+        self._reading: collections.deque[Request] = collections.deque()  # prompts that are being read, in turns
+        self._writing: list[Request] = []
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def running(self) -> int:
+        """Requests that hold a cache now."""
+        return len(self._reading) + len(self._writing)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queues requests. Raises LlamaError when one could never fit into the memory."""
+        for request in requests:
+            if request.bytes > self.memory:
+                raise LlamaError(
+                    f"the request needs {request.bytes >> 20} MB for its keys and values, and {self.memory >> 20} MB "
+                    "are allowed; ask for a shorter answer, shorten the prompt, or raise kv_memory_mb"
+                )
+        with self._changed:
+            for request in requests:
+                self._waiting.setdefault(request.user, collections.deque()).append(request)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="paddock-llama", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                busy = self._changed.wait_for(lambda: self._waiting or self.running, IDLE_S)
+                if not busy:
+                    self._thread = None
+                    return
+                self._admit()
+            try:
+                self._round()
+            except BaseException as error:  # whatever it is, those who wait must hear of it
+                for request in [*self._reading, *self._writing]:
+                    request.end(error)
+                self._reading.clear()
+                self._writing.clear()
+
+    def _admit(self) -> None:
+        """Lets waiting requests in, one user after the other, while rows and memory last."""
+        for request in self._cancelled():
+            request.decoding.finish("cancelled")
+            request.end()
+        while self._waiting and self.running < self.rows:
+            user, theirs = next(iter(self._waiting.items()))
+            held = sum(each.bytes for each in (*self._reading, *self._writing))
+            if not self._fits(held + theirs[0].bytes):
+                return  # whoever is next gets the room that comes free: a large request is not overtaken for ever
+            request = theirs.popleft()
+            self._waiting.move_to_end(user)
+            if not theirs:
+                del self._waiting[user]
+            request.begun = time.perf_counter()
+            request.usage.queue_s = request.begun - request.submitted
+            request.cache = self._engine.new_cache(1, len(request.prompt) + request.budget)
+            # The last token is always computed, for what follows it is not kept.
+            request.usage.cached_tokens = self.prefixes.load(request.prompt[:-1], request.cache)
+            self._reading.append(request)
+
+    def _fits(self, needed: int) -> bool:
+        return needed <= self.memory and self.prefixes.shrink(self.memory - needed)
+
+    def _cancelled(self) -> list[Request]:
+        """Takes waiting requests that nobody waits for any more out of the queue."""
+        gone = []
+        for user in list(self._waiting):
+            theirs = self._waiting[user]
+            gone += [request for request in theirs if request.decoding.cancelled]
+            kept = collections.deque(request for request in theirs if not request.decoding.cancelled)
+            if kept:
+                self._waiting[user] = kept
+            else:
+                del self._waiting[user]
+        return gone
+
+    def _round(self) -> None:
+        for request in [each for each in (*self._reading, *self._writing) if each.decoding.cancelled]:
+            request.give(request.decoding.finish("cancelled"))
+            self._leave(request)
+        if self._writing:
+            self._write()
+        if self._reading:
+            self._read(self._reading[0])
+
+    def _read(self, request: Request) -> None:
+        """Reads a piece of a prompt; with the last one comes the first token of the answer."""
+        cache = request.cache
+        assert cache is not None
+        assert request.begun is not None
+        start = cache.lengths[0]
+        size = PIECE_BESIDE_OTHERS if self._writing else PIECE
+        piece = request.prompt[start : start + size]
+        with self._blamed(request):
+            logits = self._engine.forward([piece], [cache])[0]
+            request.usage.prefill_s = time.perf_counter() - request.begun
+            if cache.lengths[0] < len(request.prompt):
+                self._reading.rotate(-1)
+                return
+            self._reading.remove(request)
+            self._writing.append(request)
+            self._say(request, logits[-1:], [])
+
+    def _write(self) -> None:
+        """The next token of every running request, and as many more as were guessed right."""
+        room = DRAFTS // len(self._writing)
+        drafts = [self._draft(request, room) for request in self._writing]
+        caches = [request.cache for request in self._writing if request.cache is not None]
+        given = [[request.tokens[-1], *draft] for request, draft in zip(self._writing, drafts, strict=True)]
+        found = self._engine.forward(given, caches, every=True)
+        for request, logits, draft in zip(list(self._writing), found, drafts, strict=True):
+            with self._blamed(request):
+                self._say(request, logits, draft)
+
+    def _draft(self, request: Request, room: int) -> list[int]:
+        left = request.budget - len(request.tokens) - 1
+        return request.lookup.draft(min(left, room)) if request.lookup is not None and min(left, room) > 0 else []
+
+    def _say(self, request: Request, logits: Tensor, draft: list[int]) -> None:
+        """Takes tokens from logits [1 + drafted, V] while the model says what the draft guessed.
+
+        Each token is drawn as it would be without the draft, from the same logits and the same random numbers: a draft
+        decides only whether the next row of logits is of any use.
+        """
+        decoding, before = request.decoding, len(request.tokens)
+        accepted = 0
+        for row, guess in itertools.zip_longest(logits, draft):
+            request.give(decoding.push(row, request.budget))
+            if decoding.done or guess is None or decoding.tokens[-1] != guess:
+                break
+            accepted += 1
+        assert request.cache is not None
+        # What stands behind a wrong guess is forgotten; it is overwritten by the next forward.
+        request.cache.lengths[0] -= len(draft) - accepted
+        if request.lookup is not None:
+            request.usage.drafted_tokens += len(draft)
+            request.usage.accepted_tokens += accepted
+            request.lookup.learn(len(draft), accepted)
+            request.lookup.extend(decoding.tokens[before:])
+        if decoding.done:
+            self._leave(request)
+
+    def _leave(self, request: Request) -> None:
+        """Takes a request out, keeps what it computed, and tells whoever waits for it."""
+        cache = request.cache
+        assert cache is not None
+        if request in self._reading:
+            self._reading.remove(request)
+        else:
+            self._writing.remove(request)
+        held = sum(each.bytes for each in (*self._reading, *self._writing))
+        known = [*request.prompt, *request.tokens][: cache.lengths[0]]
+        self.prefixes.store(known, cache, self.memory - held - request.bytes)
+        request.end()
+
+    @contextlib.contextmanager
+    def _blamed(self, request: Request) -> Iterator[None]:
+        """A fault in one request's own work ends that request alone."""
+        try:
+            yield
+        except Exception as error:
+            for place in (self._reading, self._writing):
+                with contextlib.suppress(ValueError):
+                    place.remove(request)
+            request.end(error)
+
+
+def run_all(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    rows: int = ROWS,
+    cancel: threading.Event | None = None,
+    user: Hashable = None,
+) -> Iterator[tuple[int, Request]]:
+    """Decodes all prompts, `rows` of them at once, and yields (index of the prompt, its request) as each ends.
+
+    Raises LlamaError when a prompt is empty or leaves no room in the context, before anything is computed. Leaving the
+    iteration early cancels what still runs.
+    """
+    for prompt in prompts:
+        engine.check_prompt(prompt)
+    stop = cancel or threading.Event()
+    ended: queue.SimpleQueue[Request] = queue.SimpleQueue()
+    places: dict[Request, int] = {}
+    todo = iter(enumerate(prompts))
+
+    def begin() -> None:
+        for index, prompt in itertools.islice(todo, 1):
+            request = Request(engine, list(prompt), params, stop, user)
+            request.done, places[request] = ended, index
+            engine.scheduler.submit([request])
+
+    try:
+        for _ in range(rows):
+            begin()
+        while places:
+            request = ended.get()
+            begin()
+            if request.error is not None:
+                raise request.error
+            yield places.pop(request), request
+    finally:
+        for request in places:
+            request.cancel()
