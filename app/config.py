@@ -177,3 +177,5 @@ def quiet() -> None:
     os.environ.update(QUIET)
     for name, value in PATIENT.items():
         os.environ.setdefault(name, value)
+    # Compiled kernels are state too, and the packages may lie where nobody may write.
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(state_folder() / "cache" / "numba"))

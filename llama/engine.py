@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
+from llama import packed_file
 from llama.cache import KVCache, PackedCache
 from llama.chat import ChatTemplate, Message
-from llama.checkpoint import load_transformer, open_checkpoint
+from llama.checkpoint import Checkpoint, load_transformer, open_checkpoint
 from llama.errors import LlamaError
 from llama.fused import FusedStep, supports
 from llama.model import Transformer
@@ -165,30 +167,53 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_engine(
-    path: Path, device: str = "auto", dtype: str = "auto", quant: str = "none", kv_memory: int = KV_MEMORY
+    path: Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    quant: str = "none",
+    kv_memory: int = KV_MEMORY,
+    cache: Path | None = None,
 ) -> Engine:
     """Loads a model file or folder.
 
     dtype: 'float32', 'bfloat16', or 'auto' for bf16 where the device computes it fast. quant: 'none', 'int8', 'int4',
     or 'auto': on a CPU, int4 for files of four bits (nothing is lost) and int8 for others; 'none' on a GPU, and where a
-    dtype is asked for.
+    dtype is asked for. cache: folder in which quantized weights are kept for the next time.
     Raises LlamaError with the file's name when it cannot be used.
     """
     place = choose_device(device)
     checkpoint = open_checkpoint(path)
     checkpoint.config  # noqa: B018  refuses a foreign architecture before anything is read
     precision = getattr(torch, dtype) if dtype != "auto" else torch.bfloat16 if fast_bfloat16(place) else torch.float32
-    try:
-        tokenizer = checkpoint.tokenizer()
-        source = checkpoint.chat_template
-        template = None if source is None else ChatTemplate(source, tokenizer)
-    except LlamaError as error:
-        raise LlamaError(f"{path.name} cannot be used: {error}") from error
-    model = load_transformer(checkpoint, precision, str(place))
-    if quant == "auto":
-        quant = "int4" if checkpoint.four_bits else "int8"
-        if place.type != "cpu" or dtype != "auto":
-            quant = "none"
-    if quant != "none":
-        quantize(model, quant, Team(torch.get_num_threads()), precision)
+    with ThreadPoolExecutor(1) as pool:  # the vocabulary is read while the weights are
+        spoken = pool.submit(_vocabulary, checkpoint)
+        if quant == "auto":
+            quant = "int4" if checkpoint.four_bits else "int8"
+            if place.type != "cpu" or dtype != "auto":
+                quant = "none"
+        if quant == "none":
+            model = load_transformer(checkpoint, precision, str(place))
+        else:
+            model = _quantized(checkpoint, quant, precision, str(place), cache)
+        tokenizer, template = spoken.result()
     return Engine(model, tokenizer, template, path.name, kv_memory)
+
+
+def _vocabulary(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:
+    try:
+        tokenizer, source = checkpoint.tokenizer(), checkpoint.chat_template
+        return tokenizer, None if source is None else ChatTemplate(source, tokenizer)
+    except LlamaError as error:
+        raise LlamaError(f"{checkpoint.path.name} cannot be used: {error}") from error
+
+
+def _quantized(checkpoint: Checkpoint, kind: str, dtype: torch.dtype, device: str, cache: Path | None) -> Transformer:
+    team = Team(torch.get_num_threads())
+    place = None if cache is None else packed_file.place_of(cache, checkpoint.path, kind)
+    model = None if place is None else packed_file.load(checkpoint.config, place, team, dtype)
+    if model is None:
+        model = load_transformer(checkpoint, torch.float32, "cpu")
+        quantize(model, kind, team, dtype)
+        if place is not None:
+            packed_file.save(model, place)
+    return model.to(device)
