@@ -1,10 +1,10 @@
-"""Hugging Face folders: config.json, safetensors in one or several shards, tokenizer.json, generation_config.json."""
+"""Hugging Face folders: config.json, safetensors in one or several shards, tokenizer.json or tokenizer.model."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,16 +73,17 @@ class HFFolder:
         return shards
 
     def tokenizer(self) -> Tokenizer:
-        path = self.path / "tokenizer.json"
-        if not path.is_file():
-            raise LlamaError("it has no tokenizer.json; folders with a SentencePiece file alone are not supported yet")
         generation = _json(self.path / "generation_config.json")
         ends: set[int] = set()
         for source in (self.settings, generation):
             value = source.get("eos_token_id")
             ends.update(x for x in (value if isinstance(value, list) else [value]) if isinstance(x, int))
         bos = self.settings.get("bos_token_id")
-        return Tokenizer.from_hf(path, bos if isinstance(bos, int) else None, ends)
+        bos = bos if isinstance(bos, int) else None
+        for name, read in TOKENIZERS.items():
+            if (self.path / name).is_file():
+                return read(self.path / name, bos, ends)
+        raise LlamaError(f"it has none of {', '.join(TOKENIZERS)}; fetch the model again")
 
     @property
     def chat_template(self) -> str | None:
@@ -94,6 +95,24 @@ class HFFolder:
             named_ones = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
             found = named_ones.get("default")
         return found if isinstance(found, str) else None
+
+
+def _from_model(path: Path, bos_id: int | None, eos_ids: set[int]) -> Tokenizer:
+    """A tokenizer.model, and what the files beside it add: special tokens behind its end, and whether BOS is wanted."""
+    settings = _json(path.parent / "tokenizer_config.json")
+    added: dict[str, int] = {k: v for k, v in _json(path.parent / "added_tokens.json").items() if isinstance(v, int)}
+    known = settings.get("added_tokens_decoder")
+    for i, token in known.items() if isinstance(known, dict) else ():
+        if isinstance(token, dict) and isinstance(token.get("content"), str) and str(i).isdecimal():
+            added[token["content"]] = int(i)
+    return Tokenizer.from_model(path, bos_id, eos_ids, added, settings.get("add_bos_token", True) is not False)
+
+
+# Files of a vocabulary, the one that says most first.
+TOKENIZERS: dict[str, Callable[[Path, int | None, set[int]], Tokenizer]] = {
+    "tokenizer.json": Tokenizer.from_hf,
+    "tokenizer.model": _from_model,
+}
 
 
 def open_hf_folder(path: Path) -> HFFolder:
