@@ -54,7 +54,7 @@ class HFFolder:
         """Files of weights, and for several of them the tensors that each should hold."""
         if (self.path / SINGLE).is_file():
             return {self.path / SINGLE: None}
-        places = _json(self.path / INDEX).get("weight_map") if (self.path / INDEX).is_file() else None
+        places = read_json(self.path / INDEX).get("weight_map") if (self.path / INDEX).is_file() else None
         if not isinstance(places, dict) or not places:
             pickled = sorted(self.path.glob("*.bin")) or sorted(self.path.glob("*.pth"))
             why = f" (it has {pickled[0].name}; a pickle may run code, convert it)" if pickled else ""
@@ -73,7 +73,7 @@ class HFFolder:
         return shards
 
     def tokenizer(self) -> Tokenizer:
-        generation = _json(self.path / "generation_config.json")
+        generation = read_json(self.path / "generation_config.json")
         ends: set[int] = set()
         for source in (self.settings, generation):
             value = source.get("eos_token_id")
@@ -90,7 +90,7 @@ class HFFolder:
         file = self.path / "chat_template.jinja"
         if file.is_file():
             return file.read_text("utf-8")
-        found = _json(self.path / "tokenizer_config.json").get("chat_template")
+        found = read_json(self.path / "tokenizer_config.json").get("chat_template")
         if isinstance(found, list):  # several under names
             named_ones = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
             found = named_ones.get("default")
@@ -99,8 +99,10 @@ class HFFolder:
 
 def _from_model(path: Path, bos_id: int | None, eos_ids: set[int]) -> Tokenizer:
     """A tokenizer.model, and what the files beside it add: special tokens behind its end, and whether BOS is wanted."""
-    settings = _json(path.parent / "tokenizer_config.json")
-    added: dict[str, int] = {k: v for k, v in _json(path.parent / "added_tokens.json").items() if isinstance(v, int)}
+    settings = read_json(path.parent / "tokenizer_config.json")
+    added: dict[str, int] = {
+        k: v for k, v in read_json(path.parent / "added_tokens.json").items() if isinstance(v, int)
+    }
     known = settings.get("added_tokens_decoder")
     for i, token in known.items() if isinstance(known, dict) else ():
         if isinstance(token, dict) and isinstance(token.get("content"), str) and str(i).isdecimal():
@@ -119,10 +121,10 @@ def open_hf_folder(path: Path) -> HFFolder:
     """Raises LlamaError when the folder has no config.json that can be read."""
     if not (path / "config.json").is_file():
         raise LlamaError(f"{path} has no config.json, so it is no model; give a GGUF file or a Hugging Face folder")
-    return HFFolder(path, _json(path / "config.json"))
+    return HFFolder(path, read_json(path / "config.json"))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """An object from a file, empty for a file that is not there. Raises LlamaError for a damaged one."""
     if not path.is_file():
         return {}

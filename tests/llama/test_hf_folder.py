@@ -146,7 +146,7 @@ def rewrite(path: Path, **changed: Any) -> None:
     ("changed", "says"),
     [
         ({"model_type": "gpt2"}, "gpt2"),
-        ({"model_type": "mistral", "sliding_window": 4096}, "mistral"),
+        ({"model_type": "mistral", "sliding_window": 256}, "mistral"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
