@@ -33,6 +33,7 @@ DESCRIBING = (
 )
 META_DESCRIBING = ("params.json", "tokenizer.model", "chat_template.jinja")
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+GGUF_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")  # such parts have to be joined before they can be read
 META_SHARD = re.compile(r"consolidated\.\d\d\.pth")
 
 
@@ -109,7 +110,7 @@ def choose(wanted: Wanted, files: Mapping[str, Remote]) -> list[Remote]:
         return [files[name] for name in (*DESCRIBING, *weights) if name in files]
     if wanted.file is None and "params.json" in files and shards:
         return [files[name] for name in (*META_DESCRIBING, *shards) if name in files]
-    gguf = sorted(name for name in files if name.endswith(".gguf"))
+    gguf = sorted(name for name in files if name.endswith(".gguf") and not GGUF_PART.search(name))
     chosen = gguf if wanted.file is None else [name for name in gguf if name == wanted.file]
     if len(chosen) == 1:
         return [files[chosen[0]]]

@@ -118,6 +118,10 @@ class ModelConfig:
             raise LlamaError(f"its rotary scaling {scaling!r} is not known; choose another model")
         if int(metadata.get("llama.rope.dimension_count", head_dim)) != head_dim:
             raise LlamaError("it rotates only part of each head, which LLaMA does not")
+        if int(metadata.get("split.count", 1)) > 1:
+            raise LlamaError(
+                f"it is one of {metadata['split.count']} parts; join them with llama.cpp's gguf-split --merge"
+            )
         if metadata.get("llama.expert_count"):
             raise LlamaError("it is a mixture of experts, which is not a LLaMA")
         return config

@@ -82,7 +82,7 @@ class HFFolder:
         bos = bos if isinstance(bos, int) else None
         for name, read in TOKENIZERS.items():
             if (self.path / name).is_file():
-                return read(self.path / name, bos, ends)
+                return read(self.path / name, bos, ends).within(self.config.vocab_size)
         raise LlamaError(f"it has none of {', '.join(TOKENIZERS)}; fetch the model again")
 
     @property
@@ -147,6 +147,7 @@ def _shapes(shard: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _tensor(shard: Path, name: str) -> Tensor:
+    """A tensor in memory of its own: what the library gives is mapped, and would change or fail with the file."""
     with safe_open(shard, framework="pt") as file:
-        found: Tensor = file.get_tensor(name)
+        found: Tensor = file.get_tensor(name).clone()
         return found

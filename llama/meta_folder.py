@@ -95,7 +95,7 @@ class MetaFolder:
         # Llama 1 and 2 come with one vocabulary beside the folders of all sizes.
         for folder in (self.path, self.path.absolute().parent):
             if (folder / TOKENIZER).is_file():
-                return Tokenizer.from_model(folder / TOKENIZER)
+                return Tokenizer.from_model(folder / TOKENIZER).within(self.config.vocab_size)
         raise LlamaError(f"it has no {TOKENIZER}; copy the one that came with the weights beside {PARAMS}")
 
     @property

@@ -85,6 +85,22 @@ class Tokenizer:
             )
         )
 
+    def within(self, rows: int) -> Tokenizer:
+        """The same for a model whose table has so many rows: special tokens behind it are left out.
+
+        Raises LlamaError when other tokens lie behind it: then the vocabulary is not that model's.
+        """
+        if self.vocab_size <= rows:
+            return self
+        special = {name: i for name, i in self.special.items() if i < rows}
+        outside = set(range(rows, self.vocab_size)) - set(self.special.values())
+        if outside or self.bos_id not in {None, *range(rows)}:
+            raise LlamaError(
+                f"its vocabulary has {self.vocab_size} tokens and the model {rows}; they do not belong together"
+            )
+        found = self._vocabulary
+        return Tokenizer(replace(found, special=special, spelled=found.spelled[:rows]))
+
     def encode(self, text: str, first: bool = True) -> list[int]:
         """Token ids of ordinary text: a special token spelled out in it stays text, and no BOS is added.
 

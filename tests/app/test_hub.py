@@ -257,7 +257,11 @@ def test_gguf_files_are_single_models(served: Hub, tmp_path: Path, there: Path) 
     assert "m.Q9.gguf" not in complaint(there, "hf:o/m/m.Q9.gguf", served.address)
     with pytest.raises(LlamaError, match="vocabulary"):
         pull(there, "hf:o/m/m.Q8_0.gguf", served.address)
-    (folder / "m.Q4_0.gguf").unlink()
+    for path in folder.iterdir():
+        path.rename(
+            path.with_name(path.name.replace(".Q", "-00001-of-00002.Q").replace(".gguf", "-00001-of-00002.gguf"))
+        )
+    assert "no safetensors, GGUF file" in complaint(there, "hf:o/m", served.address), "parts cannot be read"
 
 
 def test_the_shipped_gguf_from_a_hub(served: Hub, tmp_path: Path, there: Path, gguf_path: Path) -> None:
@@ -270,7 +274,8 @@ def test_the_shipped_gguf_from_a_hub(served: Hub, tmp_path: Path, there: Path, g
 
 
 def test_metas_own_files(served: Hub, tmp_path: Path, there: Path, tiny_vocabulary: bytes) -> None:
-    served.folder = write_meta(tmp_path / "meta", Shape(), meta_weights(Shape()), 2)
+    shape = Shape(vocabulary=320)
+    served.folder = write_meta(tmp_path / "meta", shape, meta_weights(shape), 2)
     (served.folder / "tokenizer.model").write_bytes(tiny_vocabulary)
     assert pull(there, "hf:o/m", served.address) == ("o--m", True)
     load_transformer(open_checkpoint(there / "o--m"), torch.float32, "cpu")

@@ -141,6 +141,7 @@ def test_weights_that_need_a_scale_are_refused(tmp_path: Path) -> None:
         ("qwen2", {}, "architecture is 'qwen2'"),
         ("mixtral", {}, "architecture is 'mixtral'"),
         ("llama", {"llama.expert_count": 8}, "mixture of experts"),
+        ("llama", {"split.count": 3}, "one of 3 parts"),
         ("llama", {"llama.rope.dimension_count": 6}, "only part of each head"),
     ],
 )

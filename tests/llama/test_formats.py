@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from llama.checkpoint import open_checkpoint, unpermute
+from llama.checkpoint import load_transformer, open_checkpoint, unpermute
 from llama.config import ModelConfig, llama3_divisors
 from llama.model import Transformer
 
 from .formats import (
+    GGUF,
     HF,
     SHAPES,
     Shape,
@@ -105,16 +108,6 @@ def test_two_generations_of_params() -> None:
     assert l3.rope_divisors is None
     assert l31.rope_divisors == llama3_divisors(128, 500_000.0, 8.0, 1.0, 4.0, 8192.0)
     assert l32.rope_divisors == llama3_divisors(64, 500_000.0, 32.0, 1.0, 4.0, 8192.0)
-
-
-def test_weights_do_not_depend_on_the_file_afterwards(tmp_path: Path) -> None:
-    path = write_meta(tmp_path / "m", Shape(), meta_weights(Shape()))
-    model = loaded(path)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    file = path / "consolidated.00.pth"
-    with file.open("r+b") as opened:
-        opened.write(b"\xff" * file.stat().st_size)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_positions_beyond_the_first_context(tmp_path: Path) -> None:
@@ -243,3 +236,50 @@ def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"model_type": "mistral", "sliding_window": 4096}))
     torch.testing.assert_close(logits(loaded(path)), oracle(path), atol=2e-4, rtol=1e-4)
+
+
+def test_the_shipped_model_in_every_format(tmp_path: Path, gguf_path: Path) -> None:
+    """The first four blocks of the default model, dequantized by the `gguf` package, as Meta and as Hugging Face."""
+    reader = gguf.GGUFReader(gguf_path)
+    back = {value: key for key, value in GGUF.items()}
+    outer = {"token_embd": "tok_embeddings", "output_norm": "norm"}
+    weights = {}
+    for tensor in reader.tensors:
+        match tensor.name.split("."):
+            case ["blk", number, inner, "weight"] if int(number) < 4:
+                name = f"layers.{number}.{back[inner]}.weight"
+            case [top, "weight"]:
+                name = f"{outer[top]}.weight"
+            case _:
+                continue
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1].tolist())
+        weights[name] = torch.from_numpy(np.array(values, np.float32))
+    shape = Shape(576, 4, 9, 3, 64, 1536, 49_152, theta=100_000.0, tied=True)
+    shipped = open_checkpoint(gguf_path)
+    config = dataclasses.replace(shipped.config, n_layers=4)
+    shipped_state = load_transformer(shipped, torch.float32, "cpu").state_dict()
+    first = Transformer(config)
+    first.load_state_dict({name: shipped_state[name] for name in first.state_dict()})
+    expected = logits(first.eval())
+    del shipped_state
+    assert torch.equal(logits(loaded(write_hf(tmp_path / "hf", shape, weights))), expected)
+    torch.testing.assert_close(expected, oracle(tmp_path / "hf"), atol=1e-3, rtol=1e-3)
+    shutil.rmtree(tmp_path / "hf")
+    path = write_meta(tmp_path / "meta", shape, weights, 3, embedding=0)
+    found = json.loads((path / "params.json").read_text())
+    (path / "params.json").write_text(json.dumps(found | {"ffn_dim_multiplier": 1.0}))
+    assert torch.equal(logits(loaded(path)), expected)
+
+
+@pytest.mark.parametrize("kind", ["hugging face", "meta", "gguf"])
+def test_weights_do_not_depend_on_the_file_afterwards(tmp_path: Path, kind: str) -> None:
+    """The files are mapped; a model must not change, nor the process end, when somebody overwrites them."""
+    path = WRITERS[kind](tmp_path / "m", Shape(), meta_weights(Shape()))
+    model = loaded(path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for file in [path] if path.is_file() else [*path.glob("*.pth"), *path.glob("*.safetensors")]:
+        size = file.stat().st_size
+        with file.open("r+b") as opened:
+            opened.write(b"\xff" * size)
+            opened.truncate(10)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -21,6 +21,7 @@ from llama.chat import ChatTemplate
 from llama.errors import LlamaError
 from llama.tokenizer import Tokenizer
 
+from .formats import Shape, meta_weights, write_hf
 from .texts import CHINESE, CODE, DIGITS_CUT_OFF, ENGLISH, NASTY
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
@@ -150,6 +151,17 @@ def test_transformers_agrees_on_llama2(tmp_path: Path) -> None:
     for text in compared:
         ids = theirs(text, add_special_tokens=False, split_special_tokens=True).input_ids
         assert ours.encode(text) == ids, text
+
+
+def test_transformers_own_file_of_llama2(tmp_path: Path) -> None:
+    """The tokenizer.json that transformers writes, read back: its ids, whatever one thinks of them."""
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "tokenizer.model").write_bytes(real("llama2-sentencepiece.model").read_bytes())
+    theirs = transformers.LlamaTokenizer.from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path / "out")
+    ours = Tokenizer.from_hf(tmp_path / "out" / "tokenizer.json", 1, [2])
+    for text in TEXTS:
+        assert ours.encode(text) == theirs(text, add_special_tokens=False, split_special_tokens=True).input_ids, text
 
 
 def test_a_prolonged_vocabulary(tmp_path: Path, tiny_spm: Path) -> None:
@@ -407,7 +419,9 @@ def test_a_folder_with_a_sentencepiece_file_alone(tmp_path: Path, tiny_spm: Path
 
     size = Tokenizer.from_model(tiny_spm).vocab_size
     (tmp_path / "tokenizer.model").write_bytes(tiny_spm.read_bytes())
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "bos_token_id": 1, "eos_token_id": [2]}))
+    path = write_hf(tmp_path / "m", Shape(vocabulary=size + 2), meta_weights(Shape(vocabulary=size + 2)))
+    config = json.loads((path / "config.json").read_text()) | {"bos_token_id": 1, "eos_token_id": [2]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, size + 1]}))
     (tmp_path / "added_tokens.json").write_text(json.dumps({"[PAD]": size}))
     decoder = {"0": {"content": "<unk>"}, str(size + 1): {"content": "<|im_end|>"}}
@@ -420,6 +434,14 @@ def test_a_folder_with_a_sentencepiece_file_alone(tmp_path: Path, tiny_spm: Path
     assert ours.add_bos
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
     assert not open_checkpoint(tmp_path).tokenizer().add_bos
+    # A table without rows for them: what a template could make would be out of its range.
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": size + 1, "eos_token_id": 2}))
+    smaller = open_checkpoint(tmp_path).tokenizer()
+    assert smaller.vocab_size == size + 1
+    assert sorted(smaller.special.values())[-1] == size
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": size - 1}))
+    with pytest.raises(LlamaError, match="do not belong together"):
+        open_checkpoint(tmp_path).tokenizer()
 
 
 def damages(tiny_spm: Path) -> dict[str, Callable[[Path], Tokenizer]]:
