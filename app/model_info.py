@@ -154,8 +154,18 @@ def _gguf_info(path: Path) -> dict[str, Any]:
         "vocabulary": len(meta.get("tokenizer.ggml.tokens", [])) or of("vocab_size"),
         "tensor_types": ", ".join(f"{count} {name}" for name, count in types.most_common()),
         "bytes": path.stat().st_size,
-        **(_needs(opened) if architecture == "llama" else {}),
+        **_needs_or_why(opened),
     }
+
+
+def _needs_or_why(opened: Checkpoint) -> dict[str, Any]:
+    """Memory, or why a file that is whole cannot be run all the same."""
+    from llama.errors import LlamaError
+
+    try:
+        return _needs(opened)
+    except LlamaError as error:
+        return {"cannot_run": str(error)}
 
 
 def _llama_info(path: Path) -> dict[str, Any]:

@@ -258,9 +258,7 @@ def test_gguf_files_are_single_models(served: Hub, tmp_path: Path, there: Path) 
     with pytest.raises(LlamaError, match="vocabulary"):
         pull(there, "hf:o/m/m.Q8_0.gguf", served.address)
     for path in folder.iterdir():
-        path.rename(
-            path.with_name(path.name.replace(".Q", "-00001-of-00002.Q").replace(".gguf", "-00001-of-00002.gguf"))
-        )
+        path.rename(path.with_name(f"{path.stem}-00001-of-00002.gguf"))
     assert "no safetensors, GGUF file" in complaint(there, "hf:o/m", served.address), "parts cannot be read"
 
 

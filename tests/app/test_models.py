@@ -21,7 +21,7 @@ from app.model_info import describe, info, kind_of, list_models, render_list
 from app.models import is_complete, pull
 from llama.errors import LlamaError
 
-from ..llama.formats import Shape, meta_weights, write_hf, write_meta
+from ..llama.formats import Shape, meta_weights, write_gguf, write_hf, write_meta
 
 BIG = os.urandom(3 << 20)  # large enough for progress to be told on the way
 SMALL = {"config.json": b'{"model_type": "bert"}', "1_Pooling/config.json": b"{}", "weights": BIG}
@@ -342,6 +342,14 @@ def test_folders_of_both_kinds_are_described_alike(tmp_path: Path) -> None:
     assert hf["parameters"] == sum(weight.numel() for weight in weights.values())
     assert hf["memory"]["int8"] is None, "rows of 48 are no multiple of 32"
     assert "memory, float32" in info(paths[1])
+
+
+def test_a_gguf_that_cannot_be_run_is_described_all_the_same(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", Shape(), meta_weights(Shape()), "qwen2")
+    found = describe(path)
+    assert (found["architecture"], found["layers"]) == ("qwen2", 2)
+    assert "qwen2" in found["cannot_run"]
+    assert "memory" not in found
 
 
 def test_an_embedder_is_described_from_its_config(embedder_path: Path) -> None:

@@ -187,8 +187,13 @@ def write_hf(path: Path, shape: Shape, weights: Weights, shards: int = 1) -> Pat
     return path
 
 
-def write_gguf(path: Path, shape: Shape, weights: Weights, architecture: str = "llama") -> Path:
-    """As llama.cpp's converter writes it: Meta's order of rows, rotary divisors as a tensor."""
+def write_gguf(
+    path: Path, shape: Shape, weights: Weights, architecture: str = "llama", vocabulary: Mapping[str, Any] | None = None
+) -> Path:
+    """As llama.cpp's converter writes it: Meta's order of rows, rotary divisors as a tensor.
+
+    vocabulary: what stands under `tokenizer.`; by default tokens alone, so that nothing can be encoded.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(shape.layers)
@@ -202,8 +207,12 @@ def write_gguf(path: Path, shape: Shape, weights: Weights, architecture: str = "
     writer.add_context_length(4096)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(shape.theta)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(["<unk>", "<s>", "</s>", *(f"▁{n}" for n in range(shape.vocabulary - 3))])
+    if vocabulary is None:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(["<unk>", "<s>", "</s>", *(f"▁{n}" for n in range(shape.vocabulary - 3))])
+    for key, value in (vocabulary or {}).items():
+        adders = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string, list: writer.add_array}
+        adders[type(value)](key, value)
     outer = {"tok_embeddings": "token_embd", "norm": "output_norm", "output": "output"}
     for name, value in weights.items():
         writer.add_tensor(renamed(name, GGUF, "blk", outer), value.numpy())

@@ -18,10 +18,12 @@ from sentencepiece import sentencepiece_model_pb2
 
 from llama import bpe
 from llama.chat import ChatTemplate
+from llama.engine import load_engine
 from llama.errors import LlamaError
+from llama.sampling import SamplingParams
 from llama.tokenizer import Tokenizer
 
-from .formats import Shape, meta_weights, write_hf
+from .formats import Shape, meta_weights, write_gguf, write_hf, write_meta
 from .texts import CHINESE, CODE, DIGITS_CUT_OFF, ENGLISH, NASTY
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
@@ -478,3 +480,33 @@ def test_damaged_vocabularies_are_one_line(tmp_path: Path, tiny_spm: Path, name:
     with pytest.raises(LlamaError) as caught:
         damages(tiny_spm)[name](tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_conversation_is_the_same_in_every_format(tmp_path: Path, tiny_spm: Path) -> None:
+    """From file to answer: the same ids of the prompt, the same tokens and text, whatever the model was stored as."""
+    source = "{% for m in messages %}{{ bos_token }}[INST] {{ m.content }} [/INST]{% endfor %}"
+    shape = Shape(vocabulary=Tokenizer.from_model(tiny_spm).vocab_size)
+    weights = meta_weights(shape)
+    vocabulary = as_gguf(tiny_spm) | {"tokenizer.chat_template": source}
+    paths = [
+        write_hf(tmp_path / "hf", shape, weights, 2),
+        write_meta(tmp_path / "meta", shape, weights, 2),
+        write_gguf(tmp_path / "m.gguf", shape, weights, vocabulary=vocabulary),
+    ]
+    for path in paths[:2]:
+        (path / "tokenizer.model").write_bytes(tiny_spm.read_bytes())
+        (path / "chat_template.jinja").write_text(source)
+    config = json.loads((paths[0] / "config.json").read_text())
+    (paths[0] / "config.json").write_text(json.dumps(config | {"bos_token_id": 1, "eos_token_id": 2}))
+    answers = set()
+    for path in paths:
+        engine = load_engine(path, "cpu", "float32")
+        prompt = engine.encode_chat([{"role": "user", "content": "the bridge </s> 羊驼"}])
+        generation = engine.generate(prompt, SamplingParams(max_tokens=40))
+        text = "".join(generation)
+        assert text == engine.tokenizer.decode(generation.tokens)
+        answers.add((tuple(prompt), tuple(generation.tokens), text))
+    ((prompt_ids, tokens, _),) = answers
+    assert prompt_ids.count(1) == 1
+    assert 2 not in prompt_ids
+    assert len(tokens) > 3
