@@ -40,11 +40,16 @@ INNER = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor on disk: its name there, its shape in our order, and how to read it."""
+    """A tensor on disk: its name there, its shape in our order, and how to read it.
+
+    mapped: what `read` gives may still be the file, mapped, which changes when somebody writes to it, and whose end
+    may be cut off.
+    """
 
     name: str
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+    mapped: bool = False
 
 
 class Checkpoint(Protocol):
@@ -185,12 +190,13 @@ PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 BLOCK = re.compile(r"(?:(?<=\bblk\.)|(?<=\blayers\.))(\d+)(?=\.)")
 
 
-def _plain(stored: Stored) -> Tensor:
-    """Reads a tensor. Raises ValueError for numbers that mean nothing without a scale that we do not know."""
+def _own(stored: Stored, dtype: torch.dtype, device: str) -> Tensor:
+    """A tensor in memory of its own. Raises ValueError for numbers that mean nothing without a scale that we lack."""
     found = stored.read()
     if found.dtype not in PLAIN:
         raise ValueError(f"{stored.name} is of type {found.dtype}; get the model in float32, float16 or bfloat16")
-    return found
+    own = found.to(device, dtype)
+    return own.clone() if stored.mapped and own is found else own
 
 
 def _grouped(faults: list[str]) -> list[str]:
@@ -240,7 +246,7 @@ def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype, device: str) ->
     try:
         # numpy lets go of the interpreter while it dequantizes, so threads share the work.
         with ThreadPoolExecutor(4) as pool:
-            read = pool.map(lambda each: _plain(each).to(device, dtype), stored.values())
+            read = pool.map(lambda each: _own(each, dtype, device), stored.values())
             state = dict(zip(stored, read, strict=True))
     except (NotImplementedError, ValueError) as error:
         raise LlamaError(f"{checkpoint.path.name} has tensors that cannot be read ({error})") from error

@@ -45,7 +45,7 @@ class HFFolder:
                     ours = name.removeprefix("model.")
                     if ours.endswith(COMPUTED):
                         continue
-                    found[ours] = Stored(name, shape, functools.partial(_tensor, shard, name))
+                    found[ours] = Stored(name, shape, functools.partial(_tensor, shard, name), mapped=True)
                 if names is not None and (absent := names - _shapes(shard).keys()):
                     raise LlamaError(f"{shard.name} lacks {min(absent)}, which {INDEX} looks for there")
         return found, surplus
@@ -147,7 +147,7 @@ def _shapes(shard: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _tensor(shard: Path, name: str) -> Tensor:
-    """A tensor in memory of its own: what the library gives is mapped, and would change or fail with the file."""
+    """A tensor, mapped from the file."""
     with safe_open(shard, framework="pt") as file:
-        found: Tensor = file.get_tensor(name).clone()
+        found: Tensor = file.get_tensor(name)
         return found

@@ -74,7 +74,9 @@ class MetaFolder:
                 parts = self._parts(name)
                 if name == "tok_embeddings.weight":
                     axis = self._embedding_axis(parts)
-                found[ours] = Stored(name, _joined_shape(name, parts, axis), self._reader(ours, parts, axis))
+                found[ours] = Stored(
+                    name, _joined_shape(name, parts, axis), self._reader(ours, parts, axis), mapped=True
+                )
         return found, surplus
 
     def _parts(self, name: str) -> list[Tensor]:
@@ -156,6 +158,6 @@ def _joined_shape(name: str, parts: list[Tensor], axis: int | None) -> tuple[int
 
 
 def _read(parts: list[Tensor], axis: int | None, heads: int | None) -> Tensor:
-    """One tensor of its own memory, whole, in our order of rows; the file is only mapped and may change."""
-    weight = parts[0].clone() if axis is None or len(parts) == 1 else torch.cat(parts, dim=axis)
+    """One tensor, whole, in our order of rows."""
+    weight = parts[0] if axis is None or len(parts) == 1 else torch.cat(parts, dim=axis)
     return weight if heads is None else unpermute(weight, heads)
