@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -24,8 +23,9 @@ def from_json(data: bytes, bos_id: int | None, eos_ids: Iterable[int]) -> Vocabu
     if kind is None:
         raise LlamaError("its vocabulary is neither byte-level BPE nor SentencePiece's BPE with bytes; no LLaMA has it")
     special = {each["content"]: int(each["id"]) for each in spec.get("added_tokens") or []}
-    # What the whole file puts in front of an empty text is what it puts in front of every text.
-    front = tokenizers.Tokenizer.from_str(json.dumps(spec)).encode("").ids
+    # What is put in front of an empty text is put in front of every text; the ids stand with the rule itself.
+    bare = {**spec, "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    front = tokenizers.Tokenizer.from_str(json.dumps(bare)).encode("").ids
     by_id = {**{i: token for token, i in model["vocab"].items()}, **{i: t for t, i in special.items()}}
     tokens = [by_id.get(i, "") for i in range(max(by_id) + 1)]
     encode, spelled, prefix = kind(_ordinary(spec, special), tokens, special)
@@ -35,14 +35,13 @@ def from_json(data: bytes, bos_id: int | None, eos_ids: Iterable[int]) -> Vocabu
 
 def _ordinary(spec: Mapping[str, Any], special: Mapping[str, int]) -> dict[str, Any]:
     """The same file without its special tokens: nothing that people write can become one."""
-    found: dict[str, Any] = copy.deepcopy({**spec, "added_tokens": [], "post_processor": None})
-    found |= {"truncation": None, "padding": None}
-    model = found["model"]
+    model = dict(spec["model"])
     pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
     model["merges"] = without(((a, b) for a, b in pairs), special)
     # The unknown token has to stay for the library's sake; merges cannot give it.
     model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in special or t == model.get("unk_token")}
-    return found
+    emptied: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    return {**spec, **emptied, "model": model}
 
 
 Made = tuple[Callable[[str, bool], list[int]], Sequence[bytes], Prefix]
@@ -60,7 +59,9 @@ def _sentencepiece(spec: dict[str, Any], tokens: Sequence[str], special: Mapping
         for i, token in enumerate(tokens)
     ]
     begins = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    follows = tokenizers.Tokenizer.from_str(json.dumps({**spec, "pre_tokenizer": _unprefixed(spec["pre_tokenizer"])}))
+    later = _unprefixed(spec.get("pre_tokenizer"))
+    same = later == spec.get("pre_tokenizer")
+    follows = begins if same else tokenizers.Tokenizer.from_str(json.dumps({**spec, "pre_tokenizer": later}))
 
     def encode(text: str, first: bool) -> list[int]:
         return (begins if first else follows).encode(text, add_special_tokens=False).ids
@@ -77,7 +78,8 @@ def _unprefixed(part: Any) -> Any:
         return part
     if part.get("prepend_scheme") == "first":
         return {**part, "prepend_scheme": "never"}
-    return {**part, "pretokenizers": [_unprefixed(each) for each in part.get("pretokenizers") or ()]}
+    inner = part.get("pretokenizers")
+    return {**part, "pretokenizers": [_unprefixed(each) for each in inner]} if isinstance(inner, list) else part
 
 
 def _mentions(part: Any, kind: str) -> bool:
