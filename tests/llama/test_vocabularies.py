@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,52 @@ def test_sentencepiece_in_a_tokenizer_json(tmp_path: Path, tiny_spm: Path, prepe
     expected = theirs.encode("<s>animal</s>snow  the bridge", add_special_tokens=False).ids
     assert chat.encode([{"role": "user", "content": " the bridge"}]) == expected
     assert ours.add_bos
+
+
+def test_a_small_file_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What needs no real vocabulary: 256 bytes and a few dozen merges, against tiktoken."""
+    tiktoken = pytest.importorskip("tiktoken")
+    learnt = [
+        "th",
+        "he",
+        "the",
+        "in",
+        "er",
+        "an",
+        "",
+        "t",
+        "",
+        "a",
+        "",
+        "w",
+        "",
+        "ll",
+        "lla",
+        "ama",
+        "llama",
+        "羊",
+        "驼",
+        "羊驼",
+        "\n\n",
+        "aa",
+        "aaa",
+        "aaaa",
+        "12",
+        "123",
+    ]
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += [token.encode() for token in dict.fromkeys(learnt) if len(token.encode()) > 1]
+    ranks = {token: i for i, token in enumerate(tokens)}
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % i for token, i in ranks.items()))
+    monkeypatch.setattr(bpe, "LLAMA3_RANKS", len(ranks))
+    ours = Tokenizer.from_model(path)
+    theirs = tiktoken.Encoding("small", pat_str=bpe.LLAMA3_WORDS, mergeable_ranks=ranks, special_tokens={})
+    for text in [*TEXTS, "llama the lla 羊驼", *("a" * n for n in range(1, 20)), "12345", "1234567"]:
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text, disallowed_special=()), text
+        assert ours.decode(ids) == text
+    assert ours.encode("llama") == [ranks[b"llama"]], "a word that is a token is taken whole"
+    assert ours.special["<|begin_of_text|>"] == ours.bos_id == len(ranks)
+    assert ours.eos_ids == {len(ranks) + 1, len(ranks) + 8, len(ranks) + 9}
+    assert ours.vocab_size == len(ranks) + 256
