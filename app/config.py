@@ -76,6 +76,8 @@ class Settings(BaseModel):
     max_file_mb: int = Field(200, ge=1, description="files larger than this are not ingested")
     host: str = Field("127.0.0.1", description="address of the web UI")
     port: int = Field(8501, ge=1, le=65535, description="port of the web UI")
+    hub: str = Field("https://huggingface.co", description="where `models pull hf:OWNER/NAME` fetches from")
+    hub_token: str = Field("", description="key for models of the hub that are not open to everybody")
     judge_model: str = Field("default", description="model that a judging endpoint is asked for")
     judge_api_key: str = Field("", description="key for a judging endpoint, if it wants one")
     password: str = Field("", description="asked for by the web UI; needed for any host but this machine")

@@ -9,12 +9,20 @@ import struct
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from app.catalogue import CATALOGUE
 from app.errors import AppError
 
+if TYPE_CHECKING:
+    from llama.checkpoint import Checkpoint
+
 Kind = Literal["llama", "embedder", "unknown"]
+
+# Bytes that GROUP weights of a row take: quantized ones have a half-precision scale for each group, int4 a minimum too.
+GROUP = 32
+GROUP_BYTES = {"float32": 128, "bfloat16": 64, "int8": 34, "int4": 20}
+CACHED = {"float32": 4, "bfloat16": 2}  # what keys and values are kept in, and its bytes
 
 
 def size_of(path: Path) -> int:
@@ -55,11 +63,13 @@ def kind_of(path: Path) -> Kind:
         return "llama" if _gguf_architecture(path) == "llama" else "unknown"
     if (path / "modules.json").is_file():
         return "embedder"
+    if (path / "params.json").is_file() and not (path / "config.json").is_file():
+        return "llama" if next(path.glob("consolidated.*.pth"), None) else "unknown"
     try:
         config = json.loads((path / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return "unknown"
-    return "llama" if isinstance(config, dict) and config.get("model_type") == "llama" else "unknown"
+    return "llama" if isinstance(config, dict) and config.get("model_type") in ("llama", "mistral") else "unknown"
 
 
 def _gguf_architecture(path: Path) -> str | None:
@@ -87,22 +97,33 @@ def render_list(rows: list[Row]) -> str:
 
 def info(path: Path) -> str:
     """What `describe` finds, as aligned lines for people."""
-    found = {key.replace("_", " "): value for key, value in describe(path).items() if value is not None}
+    found: dict[str, str] = {}
+    for key, value in describe(path).items():
+        name = key.replace("_", " ")
+        if isinstance(value, dict):
+            found |= {f"{name}, {kind}": _bytes(each) for kind, each in value.items() if each is not None}
+        elif value is not None:
+            found[name] = f"{value:,}" if type(value) is int else str(value)
     width = max(map(len, found))
-    return "\n".join(
-        f"{key:<{width}}  {value:,}" if type(value) is int else f"{key:<{width}}  {value}"
-        for key, value in found.items()
-    )
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in found.items())
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1_000_000 else f"{count:,} bytes"
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What a model is: its shape, precision and size; None for what it does not tell.
+    """What a model is: its shape, precision and size, and what it takes in memory; None for what it does not tell.
 
-    Raises AppError where there is no model, and LlamaError for a GGUF file that is empty, cut short or rubbish.
+    `memory` are the bytes of the weights in each precision (None where a width cannot be quantized), `kv_per_token`
+    those of one token's keys and values in all layers.
+    Raises AppError where there is no model, and LlamaError for one that is empty, cut short or rubbish.
     """
     if not path.exists():
         raise AppError(f"there is no model at {path}; `paddock models list` shows those there are")
-    return _gguf_info(path) if path.is_file() else _folder_info(path)
+    if path.is_file():
+        return _gguf_info(path)
+    return _llama_info(path) if kind_of(path) == "llama" else _folder_info(path)
 
 
 def _gguf_info(path: Path) -> dict[str, Any]:
@@ -127,15 +148,51 @@ def _gguf_info(path: Path) -> dict[str, Any]:
         "width": of("embedding_length"),
         "heads": of("attention.head_count"),
         "kv_heads": of("attention.head_count_kv") or of("attention.head_count"),
+        "head_width": of("attention.key_length"),
+        "inner_width": of("feed_forward_length"),
         "context": of("context_length"),
         "vocabulary": len(meta.get("tokenizer.ggml.tokens", [])) or of("vocab_size"),
         "tensor_types": ", ".join(f"{count} {name}" for name, count in types.most_common()),
         "bytes": path.stat().st_size,
+        **_needs_or_why(opened),
+    }
+
+
+def _needs_or_why(opened: Checkpoint) -> dict[str, Any]:
+    """Memory, or why a file that is whole cannot be run all the same."""
+    from llama.errors import LlamaError
+
+    try:
+        return _needs(opened)
+    except LlamaError as error:
+        return {"cannot_run": str(error)}
+
+
+def _llama_info(path: Path) -> dict[str, Any]:
+    """A folder with a LLaMA. Raises LlamaError when weights are missing or damaged."""
+    from llama.checkpoint import open_checkpoint
+
+    opened = open_checkpoint(path)
+    config = opened.config
+    return {
+        "path": str(path),
+        "format": "Hugging Face" if (path / "config.json").is_file() else "Meta",
+        "architecture": "llama",
+        "parameters": sum(math.prod(shape) for shape in _shapes(opened)),
+        "layers": config.n_layers,
+        "width": config.dim,
+        "heads": config.n_heads,
+        "kv_heads": config.n_kv_heads,
+        "head_width": config.head_dim,
+        "inner_width": config.ffn_dim,
+        "context": config.context_length,
+        "vocabulary": config.vocab_size,
+        "bytes": size_of(path),
+        **_needs(opened),
     }
 
 
 def _folder_info(path: Path) -> dict[str, Any]:
-    kind = kind_of(path)
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         if not isinstance(config, dict):
@@ -144,9 +201,8 @@ def _folder_info(path: Path) -> dict[str, Any]:
         raise AppError(f"{path} is not a model's folder: its config.json cannot be read ({error})") from error
     return {
         "path": str(path),
-        "format": "sentence-transformers" if kind == "embedder" else "Hugging Face",
+        "format": "sentence-transformers" if kind_of(path) == "embedder" else "Hugging Face",
         "architecture": config.get("model_type"),
-        "parameters": _parameters(path) if kind == "llama" else None,
         "layers": config.get("num_hidden_layers"),
         "width": config.get("hidden_size"),
         "heads": config.get("num_attention_heads"),
@@ -157,12 +213,27 @@ def _folder_info(path: Path) -> dict[str, Any]:
     }
 
 
-def _parameters(folder: Path) -> int:
-    """Parameters of a LLaMA's folder, tied ones once. Raises LlamaError when weights are missing or damaged."""
-    from llama.checkpoint import open_checkpoint
-
-    opened = open_checkpoint(folder)
+def _shapes(opened: Checkpoint) -> list[tuple[int, ...]]:
+    """Shapes of a LLaMA's tensors, a tied one once."""
     stored, _ = opened.tensors()
     if opened.config.tied:
         stored.pop("lm_head.weight", None)
-    return sum(math.prod(each.shape) for each in stored.values())
+    return [each.shape for each in stored.values()]
+
+
+def _needs(opened: Checkpoint) -> dict[str, Any]:
+    """Memory for the weights in each precision, and for a token's keys and values in those that a cache has."""
+    config, shapes = opened.config, _shapes(opened)
+    vectors = sum(math.prod(shape) for shape in shapes if len(shape) < 2)
+    matrices = sum(math.prod(shape) for shape in shapes if len(shape) >= 2)
+    whole = all(shape[-1] % GROUP == 0 for shape in shapes if len(shape) >= 2)
+    memory = {
+        name: matrices * group // GROUP + vectors * CACHED.get(name, CACHED["float32"])
+        for name, group in GROUP_BYTES.items()
+        if whole or name in CACHED
+    }
+    per_token = 2 * config.n_layers * config.n_kv_heads * config.head_dim
+    return {
+        "memory": {name: memory.get(name) for name in GROUP_BYTES},
+        "kv_per_token": {name: per_token * size for name, size in CACHED.items()},
+    }

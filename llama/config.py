@@ -22,6 +22,33 @@ MOST = {
 }
 
 
+# Keys of a config.json under which another value means another computation, and what a LLaMA has there.
+LLAMA_HAS = (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False))
+
+# What Meta's params.json may hold; the last three say nothing about the computation.
+META_KEYS = {
+    "dim",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "hidden_dim",
+    "multiple_of",
+    "ffn_dim_multiplier",
+    "norm_eps",
+    "rope_theta",
+    "vocab_size",
+    "use_scaled_rope",
+    "rope_scaling_factor",
+    "rope_high_freq_factor",
+    "max_seq_len",
+    "max_batch_size",
+    "model_parallel_size",
+}
+# Llama 3.1 and 3.2 (1B, 3B) are both marked with `use_scaled_rope` alone: their factors, by width.
+SCALED_BY_DIM = {2048: 32.0, 3072: 32.0, 4096: 8.0, 8192: 8.0, 16384: 8.0}
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Hyper-parameters of the architecture (Touvron et al. 2023, section 2.2; grouped queries: Ainslie et al. 2023)."""
@@ -91,9 +118,46 @@ class ModelConfig:
             raise LlamaError(f"its rotary scaling {scaling!r} is not known; choose another model")
         if int(metadata.get("llama.rope.dimension_count", head_dim)) != head_dim:
             raise LlamaError("it rotates only part of each head, which LLaMA does not")
+        if int(metadata.get("split.count", 1)) > 1:
+            raise LlamaError(
+                f"it is one of {metadata['split.count']} parts; join them with llama.cpp's gguf-split --merge"
+            )
         if metadata.get("llama.expert_count"):
             raise LlamaError("it is a mixture of experts, which is not a LLaMA")
         return config
+
+    @classmethod
+    def from_meta(cls, params: Mapping[str, Any], rows: int, tied: bool) -> ModelConfig:
+        """From Meta's params.json. rows: of the embedding, for the file says -1. tied: whether there is no output.
+
+        Raises LlamaError for keys that are missing, and for those that a LLaMA does not have.
+        """
+        if unknown := sorted(params.keys() - META_KEYS):
+            raise LlamaError(f"its params.json has {', '.join(unknown)}, which a LLaMA does not have")
+        try:
+            dim, n_heads = int(params["dim"]), int(params["n_heads"])
+            head_dim = int(params.get("head_dim") or dim // n_heads)
+            theta = float(params.get("rope_theta") or 10_000.0)
+            eps = float(params["norm_eps"])
+            size = int(params.get("vocab_size", -1))
+            return cls(
+                dim=dim,
+                n_layers=int(params["n_layers"]),
+                n_heads=n_heads,
+                n_kv_heads=int(params.get("n_kv_heads") or n_heads),
+                head_dim=head_dim,
+                ffn_dim=_ffn_meta(params, dim),
+                vocab_size=rows if size < 0 else size,
+                context_length=_context_meta(params, theta, eps),
+                norm_eps=eps,
+                rope_theta=theta,
+                tied=tied,
+                rope_divisors=_divisors_meta(params, head_dim, theta),
+            )
+        except KeyError as error:
+            raise LlamaError(f"its params.json lacks {error}") from error
+        except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+            raise LlamaError(f"its params.json cannot be read ({error})") from error
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> ModelConfig:
@@ -102,9 +166,17 @@ class ModelConfig:
         Raises LlamaError for another architecture, for a variant that computes differently, and for missing keys.
         """
         kind = config.get("model_type")
-        if kind != "llama" and not (kind == "mistral" and config.get("sliding_window") is None):
+        if kind not in ("llama", "mistral"):
             raise LlamaError(f"its model_type is {kind!r}; only 'llama', and what computes the same, can be run")
-        for key, same in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+        window, longest = config.get("sliding_window"), config.get("max_position_embeddings") or 2048
+        if kind == "mistral" and window is not None and not (isinstance(window, int) and window >= longest):
+            raise LlamaError(f"it is a mistral that looks back {window} tokens only, which LLaMA does not")
+        if quantized := config.get("quantization_config"):
+            method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+            raise LlamaError(
+                f"its weights are quantized ({method}); get them in float32, float16 or bfloat16, or as GGUF"
+            )
+        for key, same in LLAMA_HAS:
             if config.get(key, same) != same:
                 raise LlamaError(f"its {key} is {config[key]!r}, where a LLaMA has {same!r}")
         try:
@@ -112,6 +184,8 @@ class ModelConfig:
             head_dim = int(config.get("head_dim") or dim // n_heads)
             # transformers 5 keeps everything about the rotary embedding in one place.
             rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+            if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+                raise LlamaError("it rotates only part of each head, which LLaMA does not")
             theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)
             return cls(
                 dim=dim,
@@ -138,6 +212,40 @@ def _linear_gguf(metadata: Mapping[str, Any], head_dim: int) -> tuple[float, ...
     if metadata.get("llama.rope.scaling.type") != "linear":
         return None
     return (float(metadata["llama.rope.scaling.factor"]),) * (head_dim // 2)
+
+
+def _ffn_meta(params: Mapping[str, Any], dim: int) -> int:
+    """Two thirds of 4 dim (Touvron et al. 2023, section 2.2), times a factor, up to a multiple."""
+    if params.get("hidden_dim"):
+        return int(params["hidden_dim"])
+    width, multiple = 8 * dim // 3, int(params["multiple_of"])
+    if params.get("ffn_dim_multiplier") is not None:
+        width = int(float(params["ffn_dim_multiplier"]) * width)
+    return -(-width // multiple) * multiple
+
+
+def _context_meta(params: Mapping[str, Any], theta: float, eps: float) -> int:
+    """Longest context, of which the file says nothing; told from what each generation alone has."""
+    if params.get("max_seq_len"):
+        return int(params["max_seq_len"])
+    if params.get("use_scaled_rope"):
+        return 131_072  # 3.1 and later
+    if theta > 10_000:
+        return 8192 if theta == 500_000 else 16_384  # 3; Code Llama
+    return 2048 if eps < 1e-5 else 4096  # 1; 2
+
+
+def _divisors_meta(params: Mapping[str, Any], head_dim: int, theta: float) -> tuple[float, ...] | None:
+    if not params.get("use_scaled_rope"):
+        return None
+    factor = params.get("rope_scaling_factor") or SCALED_BY_DIM.get(int(params["dim"]))
+    if factor is None:
+        raise LlamaError(
+            f"its rotary scaling is not known for a width of {params['dim']}; add rope_scaling_factor to params.json "
+            "(8 for Llama 3.1, 32 for 3.2)"
+        )
+    high = float(params.get("rope_high_freq_factor") or 4.0)
+    return llama3_divisors(head_dim, theta, float(factor), 1.0, high, 8192.0)
 
 
 def _divisors_hf(rope: Mapping[str, Any], head_dim: int, theta: float) -> tuple[float, ...] | None:

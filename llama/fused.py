@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llama import compiled
+from llama import decode_step
 from llama.cache import KVCache
 from llama.model import RMSNorm, Transformer
+from llama.products import BLOCKS
 from llama.quantize import QuantizedEmbedding, QuantizedLinear
 from llama.team import Team
 from llama.vectors import CHUNK, GROUP, LANES
@@ -64,11 +65,11 @@ class FusedStep:
             positions += range(cache.lengths[0], cache.lengths[0] + len(new))
         count, heads, groups = len(positions), config.n_heads, config.n_kv_heads
         x = self._model.embed_tokens(torch.tensor([token for new in tokens for token in new]))
-        width, splits = config.head_dim, max(positions) // compiled.SPLIT + 1
-        out = _empty(count, self._head[compiled.BLOCKS] * LANES)
+        width, splits = config.head_dim, max(positions) // decode_step.SPLIT + 1
+        out = _empty(count, self._head[BLOCKS] * LANES)
         team.run(
-            compiled.step,
-            compiled.PHASES * config.n_layers + 1,
+            decode_step.step,
+            decode_step.PHASES * config.n_layers + 1,
             self._table,
             self._head,
             self._norms,
@@ -76,7 +77,7 @@ class FusedStep:
             x.float().contiguous().numpy(),
             np.array(places, dtype=np.int64),
             np.array(positions, dtype=np.int64),
-            np.cumsum([0, *(p // compiled.SPLIT + 1 for p in positions)], dtype=np.int64),
+            np.cumsum([0, *(p // decode_step.SPLIT + 1 for p in positions)], dtype=np.int64),
             self._model.rope.cos.numpy(),
             self._model.rope.sin.numpy(),
             heads,
@@ -86,7 +87,7 @@ class FusedStep:
             _empty(team.size, count, max(config.dim, config.ffn_dim, heads * width) // GROUP),
             _empty(count, (heads + 2 * groups) * width),
             _empty(count, heads, splits, width + 2),
-            _empty(team.size, compiled.SPLIT + 16),
+            _empty(team.size, decode_step.SPLIT + 16),
             _empty(count, heads * width),
             _empty(2, count, config.ffn_dim),
             out,

@@ -1,10 +1,10 @@
-"""Hugging Face folders: config.json, safetensors in one or several shards, tokenizer.json, generation_config.json."""
+"""Hugging Face folders: config.json, safetensors in one or several shards, tokenizer.json or tokenizer.model."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,7 +45,7 @@ class HFFolder:
                     ours = name.removeprefix("model.")
                     if ours.endswith(COMPUTED):
                         continue
-                    found[ours] = Stored(name, shape, functools.partial(_tensor, shard, name))
+                    found[ours] = Stored(name, shape, functools.partial(_tensor, shard, name), mapped=True)
                 if names is not None and (absent := names - _shapes(shard).keys()):
                     raise LlamaError(f"{shard.name} lacks {min(absent)}, which {INDEX} looks for there")
         return found, surplus
@@ -54,7 +54,7 @@ class HFFolder:
         """Files of weights, and for several of them the tensors that each should hold."""
         if (self.path / SINGLE).is_file():
             return {self.path / SINGLE: None}
-        places = _json(self.path / INDEX).get("weight_map") if (self.path / INDEX).is_file() else None
+        places = read_json(self.path / INDEX).get("weight_map") if (self.path / INDEX).is_file() else None
         if not isinstance(places, dict) or not places:
             pickled = sorted(self.path.glob("*.bin")) or sorted(self.path.glob("*.pth"))
             why = f" (it has {pickled[0].name}; a pickle may run code, convert it)" if pickled else ""
@@ -73,16 +73,17 @@ class HFFolder:
         return shards
 
     def tokenizer(self) -> Tokenizer:
-        path = self.path / "tokenizer.json"
-        if not path.is_file():
-            raise LlamaError("it has no tokenizer.json; folders with a SentencePiece file alone are not supported yet")
-        generation = _json(self.path / "generation_config.json")
+        generation = read_json(self.path / "generation_config.json")
         ends: set[int] = set()
         for source in (self.settings, generation):
             value = source.get("eos_token_id")
             ends.update(x for x in (value if isinstance(value, list) else [value]) if isinstance(x, int))
         bos = self.settings.get("bos_token_id")
-        return Tokenizer.from_hf(path, bos if isinstance(bos, int) else None, ends)
+        bos = bos if isinstance(bos, int) else None
+        for name, read in TOKENIZERS.items():
+            if (self.path / name).is_file():
+                return read(self.path / name, bos, ends).within(self.config.vocab_size)
+        raise LlamaError(f"it has none of {', '.join(TOKENIZERS)}; fetch the model again")
 
     @property
     def four_bits(self) -> bool:
@@ -93,21 +94,41 @@ class HFFolder:
         file = self.path / "chat_template.jinja"
         if file.is_file():
             return file.read_text("utf-8")
-        found = _json(self.path / "tokenizer_config.json").get("chat_template")
+        found = read_json(self.path / "tokenizer_config.json").get("chat_template")
         if isinstance(found, list):  # several under names
             named_ones = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
             found = named_ones.get("default")
         return found if isinstance(found, str) else None
 
 
+def _from_model(path: Path, bos_id: int | None, eos_ids: set[int]) -> Tokenizer:
+    """A tokenizer.model, and what the files beside it add: special tokens behind its end, and whether BOS is wanted."""
+    settings = read_json(path.parent / "tokenizer_config.json")
+    added: dict[str, int] = {
+        k: v for k, v in read_json(path.parent / "added_tokens.json").items() if isinstance(v, int)
+    }
+    known = settings.get("added_tokens_decoder")
+    for i, token in known.items() if isinstance(known, dict) else ():
+        if isinstance(token, dict) and isinstance(token.get("content"), str) and str(i).isdecimal():
+            added[token["content"]] = int(i)
+    return Tokenizer.from_model(path, bos_id, eos_ids, added, settings.get("add_bos_token", True) is not False)
+
+
+# Files of a vocabulary, the one that says most first.
+TOKENIZERS: dict[str, Callable[[Path, int | None, set[int]], Tokenizer]] = {
+    "tokenizer.json": Tokenizer.from_hf,
+    "tokenizer.model": _from_model,
+}
+
+
 def open_hf_folder(path: Path) -> HFFolder:
     """Raises LlamaError when the folder has no config.json that can be read."""
     if not (path / "config.json").is_file():
         raise LlamaError(f"{path} has no config.json, so it is no model; give a GGUF file or a Hugging Face folder")
-    return HFFolder(path, _json(path / "config.json"))
+    return HFFolder(path, read_json(path / "config.json"))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """An object from a file, empty for a file that is not there. Raises LlamaError for a damaged one."""
     if not path.is_file():
         return {}
@@ -130,6 +151,7 @@ def _shapes(shard: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _tensor(shard: Path, name: str) -> Tensor:
+    """A tensor, mapped from the file."""
     with safe_open(shard, framework="pt") as file:
         found: Tensor = file.get_tensor(name)
         return found

@@ -63,6 +63,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
+def moved(keys: Tensor, rope: RotaryTable, by: int) -> Tensor:
+    """Keys [..., G, S, E] of a cache as if each stood `by` positions further on, or back where it is negative.
+
+    A rotation by p and one by `by` make one by p + by, so keys need not be computed again for another place.
+    """
+    cos, sin = rope.at(torch.tensor([[abs(by)]], device=keys.device))
+    return rotate(keys, cos[0, 0], sin[0, 0] if by >= 0 else -sin[0, 0])
+
+
 class Attention(nn.Module):
     """Grouped-query attention (Ainslie et al. 2023) through PyTorch's scaled dot product."""
 

@@ -17,6 +17,7 @@ from llama.config import ModelConfig
 from llama.model import Transformer
 from llama.quantize import Packed, QuantizedEmbedding, QuantizedLinear
 from llama.team import Team
+from llama.vectors import GROUP, LANES
 
 FORMAT = "1"  # of what lies in the file; a change of the packing or of the rounding counts it up
 
@@ -60,7 +61,10 @@ def load(config: ModelConfig, path: Path, team: Team, dtype: torch.dtype) -> Tra
                 continue
             prefix = f"{parent}.{name}" if parent else name
             weight, scale, minimum = (state.pop(f"{prefix}.{part}") for part in ("weight", "scale", "minimum"))
-            packed = Packed(weight, scale, minimum, child.weight.shape[0])
+            outputs, inputs = child.weight.shape
+            if scale.shape != (-(-outputs // LANES), inputs // GROUP, LANES):
+                return None
+            packed = Packed(weight, scale, minimum, outputs)
             made = QuantizedEmbedding if isinstance(child, nn.Embedding) else QuantizedLinear
             setattr(model.get_submodule(parent), name, made(packed, team, dtype))
         if config.tied:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama import compiled
+from llama import products
 from llama.errors import LlamaError
 from llama.model import RMSNorm, Transformer
 from llama.team import Team
@@ -109,7 +109,7 @@ class _Quantized(nn.Module):
             return unpack(self.packed).T.to(self.dtype)
         blocks, groups, _ = self.scale.shape
         out = self.team.scratch(groups * GROUP * blocks * LANES).view(groups * GROUP, blocks * LANES)
-        self.team.run(compiled.unpack, 1, np.array(self.packed.fields), out.numpy())
+        self.team.run(products.unpack, 1, np.array(self.packed.fields), out.numpy())
         return out[:, : self.out_features].to(self.dtype)
 
 
@@ -124,7 +124,7 @@ class QuantizedLinear(_Quantized):
     def _few(self, x: Tensor) -> Tensor:
         out = torch.empty(len(x), self.scale.shape[0] * LANES)
         sums = np.empty((self.team.size, len(x), self.scale.shape[1]), np.float32)
-        self.team.run(compiled.product, 1, np.array(self.packed.fields), x.numpy(), sums, out.numpy())
+        self.team.run(products.product, 1, np.array(self.packed.fields), x.numpy(), sums, out.numpy())
         return out[:, : self.out_features]
 
 

@@ -16,7 +16,7 @@ class Team:
     """`size` threads, the caller among them, that share the tasks of one compiled function.
 
     A function takes its member's number and counters, 16 int64 for each of its phases; members claim tasks from them
-    and return when all tasks of all phases are done (`llama.compiled`). It lets go of the interpreter meanwhile. A team
+    and return when all tasks of all phases are done (`llama.products`). It lets go of the interpreter meanwhile. A team
     does one thing at a time.
     """
 

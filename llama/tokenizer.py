@@ -1,174 +1,147 @@
-"""Text to token ids and back, built from what the model file itself says."""
+"""Text to token ids and back, built from what the model's own files say; the kind is known by their content."""
 
 from __future__ import annotations
 
 import codecs
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-from tokenizers import models, pre_tokenizers
-
+from llama import bpe, hf_tokenizer, spm
 from llama.errors import LlamaError
+from llama.vocabulary import Vocabulary
 
-# GGUF's tokenizer.ggml.token_type: special tokens, and tokens that a fine-tuner added whole.
-CONTROL, USER_DEFINED = 3, 4
-
-
-def _bytes_to_characters() -> list[str]:
-    """The visible character that byte-level BPE writes for each byte (Radford et al. 2019, section 2.2)."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in visible else chr(next(rest)) for byte in range(256)]
+# tokenizer.ggml.model -> what reads it.
+GGUF_KINDS: dict[str, Callable[[Mapping[str, Any]], Vocabulary]] = {"gpt2": bpe.from_gguf, "llama": spm.from_gguf}
 
 
-BYTE_OF = {character: byte for byte, character in enumerate(_bytes_to_characters())}
-
-
-def _byte_level() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-
-
-def _digits_first() -> pre_tokenizers.PreTokenizer:
-    # Every digit stands alone before words are cut: "\n\n1" is a double newline and a 1, as the model was trained.
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _byte_level()])
-
-
-# tokenizer.ggml.pre -> how text is cut before merging. A guess would silently degrade the model: others are refused.
-PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {"gpt-2": _byte_level, "smollm": _digits_first}
+@contextlib.contextmanager
+def _damaged(what: str) -> Iterator[None]:
+    """Whatever else is raised by a file that lies about itself becomes one line."""
+    try:
+        yield
+    except LlamaError:
+        raise
+    except Exception as error:  # the tokenizers and sentencepiece libraries raise plain ones
+        raise LlamaError(f"its {what} is damaged ({error})") from error
 
 
 class Tokenizer:
-    """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019), lossless wherever the vocabulary has all bytes."""
+    """A vocabulary with its rules; safe to share among threads."""
 
-    def __init__(
-        self,
-        vocabulary: Sequence[str],
-        merges: Sequence[tuple[str, str]],
-        pre_tokenizer: pre_tokenizers.PreTokenizer,
-        special_ids: Iterable[int],
-        bos_id: int | None,
-        eos_ids: Iterable[int],
-        add_bos: bool,
-    ) -> None:
-        bpe = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, list(merges)))
-        bpe.pre_tokenizer = pre_tokenizer
-        self._set(bpe, vocabulary, {vocabulary[i]: i for i in special_ids}, bos_id, eos_ids, add_bos)
-
-    def _set(
-        self,
-        bpe: tokenizers.Tokenizer,
-        vocabulary: Sequence[str],
-        special: dict[str, int],
-        bos_id: int | None,
-        eos_ids: Iterable[int],
-        add_bos: bool,
-    ) -> None:
-        """`bpe` knows no special tokens, so that nothing that people write can become one."""
-        self._bpe, self.special = bpe, special
-        self.bos_id, self.eos_ids, self.add_bos = bos_id, frozenset(eos_ids), add_bos
-        self.vocab_size = len(vocabulary)
-        whole = set(special.values())
-        self._bytes = [
-            token.encode() if i in whole else bytes(BYTE_OF[c] for c in token) if set(token) <= BYTE_OF.keys() else b""
-            for i, token in enumerate(vocabulary)
-        ]
-        self._unspelled = frozenset(BYTE_OF.values()) - {
-            byte for token in self._bytes if len(token) == 1 for byte in token
-        }
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self.special = dict(vocabulary.special)
+        self.bos_id, self.eos_ids, self.add_bos = vocabulary.bos_id, vocabulary.eos_ids, vocabulary.add_bos
+        self.vocab_size = len(vocabulary.spelled)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         """From the `tokenizer.ggml.*` keys. Raises LlamaError for a kind of vocabulary that is not known exactly."""
-        kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-        if kind != "gpt2":
-            raise LlamaError(f"its vocabulary is of kind {kind!r}; only byte-level BPE ('gpt2') is supported so far")
-        if pre not in PRE_TOKENIZERS:
-            known = ", ".join(sorted(PRE_TOKENIZERS))
-            raise LlamaError(f"its pre-tokenizer {pre!r} is not known (known: {known}); its answers would be worse")
-        try:
-            vocabulary = metadata["tokenizer.ggml.tokens"]
-            types = metadata["tokenizer.ggml.token_type"]
-            merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
-            bos, eot = metadata.get("tokenizer.ggml.bos_token_id"), metadata.get("tokenizer.ggml.eot_token_id")
-            ends = {int(end) for end in (metadata["tokenizer.ggml.eos_token_id"], eot) if end is not None}
-            return cls(
-                vocabulary,
-                merges,
-                PRE_TOKENIZERS[pre](),
-                [i for i, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)],
-                None if bos is None else int(bos),
-                ends,
-                bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
-            )
-        except Exception as error:  # the tokenizers library raises plain ones for merges that do not fit
-            raise LlamaError(f"its vocabulary is damaged ({error})") from error
+        kind = metadata.get("tokenizer.ggml.model")
+        if kind not in GGUF_KINDS:
+            known = ", ".join(sorted(GGUF_KINDS))
+            raise LlamaError(f"its vocabulary is of kind {kind!r}, which is not known (known: {known})")
+        with _damaged("vocabulary"):
+            return cls(GGUF_KINDS[kind](metadata))
 
     @classmethod
     def from_hf(cls, path: Path, bos_id: int | None, eos_ids: Iterable[int]) -> Tokenizer:
-        """From a tokenizer.json of the `tokenizers` library. Raises LlamaError where it is not byte-level BPE."""
-        try:
-            spec = json.loads(path.read_text("utf-8"))
-            if spec["model"].get("type") != "BPE" or not _mentions(spec.get("decoder"), "ByteLevel"):
-                raise LlamaError("its vocabulary is not byte-level BPE, which is all that is supported so far")
-            special = {each["content"]: int(each["id"]) for each in spec.get("added_tokens") or []}
-            # What the whole file puts in front of an empty text is what it puts in front of every text.
-            front = tokenizers.Tokenizer.from_str(json.dumps(spec)).encode("").ids
-            bpe = tokenizers.Tokenizer.from_str(json.dumps({**spec, "added_tokens": [], "post_processor": None}))
-            bpe.no_truncation()
-            bpe.no_padding()
-            by_id = {**{i: token for token, i in spec["model"]["vocab"].items()}, **{i: t for t, i in special.items()}}
-            vocabulary = [by_id.get(i, "") for i in range(max(by_id) + 1)]
-        except LlamaError:
-            raise
-        except Exception as error:  # the tokenizers library raises plain ones
-            raise LlamaError(f"its tokenizer.json is damaged ({error})") from error
-        found = cls.__new__(cls)
-        found._set(bpe, vocabulary, special, bos_id, eos_ids, bos_id is not None and front[:1] == [bos_id])
-        return found
+        """From a tokenizer.json of the `tokenizers` library. Raises LlamaError where no LLaMA has such a one."""
+        with _damaged(path.name):
+            return cls(hf_tokenizer.from_json(path.read_bytes(), bos_id, eos_ids))
 
-    def encode(self, text: str) -> list[int]:
+    @classmethod
+    def from_model(
+        cls,
+        path: Path,
+        bos_id: int | None = None,
+        eos_ids: Iterable[int] = (),
+        added: Mapping[str, int] | None = None,
+        add_bos: bool = True,
+    ) -> Tokenizer:
+        """From a tokenizer.model: SentencePiece's (Llama 1 and 2), or tiktoken's ranks (Llama 3).
+
+        bos_id, eos_ids, added: what other files say of it; `added` are special tokens behind the vocabulary's end.
+        Raises LlamaError for a file that is neither.
+        """
+        with _damaged(path.name):
+            data = path.read_bytes()
+            found = bpe.from_ranks(data) if bpe.are_ranks(data) else spm.from_file(data)
+            spelled = list(found.spelled)
+            for name, i in sorted((added or {}).items(), key=lambda each: each[1]):
+                if i >= len(spelled):
+                    spelled += [b""] * (i - len(spelled)) + [name.encode()]
+        return cls(
+            replace(
+                found,
+                spelled=spelled,
+                special={**found.special, **{name: i for name, i in (added or {}).items() if i >= len(found.spelled)}},
+                bos_id=found.bos_id if bos_id is None else bos_id,
+                eos_ids=found.eos_ids | set(eos_ids),
+                add_bos=add_bos,
+            )
+        )
+
+    def within(self, rows: int) -> Tokenizer:
+        """The same for a model whose table has so many rows: special tokens behind it are left out.
+
+        Raises LlamaError when other tokens lie behind it: then the vocabulary is not that model's.
+        """
+        if self.vocab_size <= rows:
+            return self
+        special = {name: i for name, i in self.special.items() if i < rows}
+        outside = set(range(rows, self.vocab_size)) - set(self.special.values())
+        if outside or self.bos_id not in {None, *range(rows)}:
+            raise LlamaError(
+                f"its vocabulary has {self.vocab_size} tokens and the model {rows}; they do not belong together"
+            )
+        found = self._vocabulary
+        return Tokenizer(replace(found, special=special, spelled=found.spelled[:rows]))
+
+    def encode(self, text: str, first: bool = True) -> list[int]:
         """Token ids of ordinary text: a special token spelled out in it stays text, and no BOS is added.
 
-        Characters that the vocabulary cannot spell are left out whole: some have bytes that training never met
-        (SmolLM2 lacks a few control characters and planes 4 to 11). A lone surrogate becomes a question mark.
+        first: whether the text stands at the very beginning; some vocabularies put a space there. Characters that the
+        vocabulary cannot spell are left out. A lone surrogate becomes a question mark.
         """
-        data = text.encode("utf-8", "replace")
-        text = data.decode("utf-8")
-        if not self._unspelled.isdisjoint(data):
-            text = "".join(character for character in text if self._unspelled.isdisjoint(character.encode()))
-        return self._bpe.encode(text, add_special_tokens=False).ids
+        return self._vocabulary.encode(text.encode("utf-8", "replace").decode("utf-8"), first)
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The UTF-8 bytes that a token stands for; they may be part of a character only."""
-        return self._bytes[token_id]
+        """The UTF-8 bytes that a token stands for; they may be part of a character only.
+
+        None for ids behind the vocabulary's end, which a model has whose table is padded.
+        """
+        return self._vocabulary.spelled[token_id] if token_id < self.vocab_size else b""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids, special tokens spelled out; bytes that form no character become U+FFFD."""
-        return b"".join(map(self.bytes_of, ids)).decode("utf-8", "replace")
+        stream = self.stream()
+        return "".join([*map(stream.push, ids), stream.flush()])
 
     def stream(self) -> TokenStream:
-        return TokenStream(self)
-
-
-def _mentions(part: Any, kind: str) -> bool:
-    """Whether a step of that kind is in a part of a tokenizer.json, be it in a sequence of steps."""
-    if not isinstance(part, dict):
-        return False
-    return part.get("type") == kind or any(_mentions(each, kind) for each in part.get("decoders") or ())
+        return TokenStream(self, self._vocabulary.prefix)
 
 
 class TokenStream:
     """Decodes ids as they come and never gives half a character; all pieces joined equal `Tokenizer.decode`."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, prefix: str) -> None:
         self._tokenizer = tokenizer
+        self._special = frozenset(tokenizer.special.values()) if prefix == "always" else frozenset()
+        self._strip = prefix != "never"  # whether a space that comes next was put there by the encoder
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        return self._decoder.decode(self._tokenizer.bytes_of(token_id))
+        data = self._tokenizer.bytes_of(token_id)
+        if token_id in self._special:
+            self._strip = True
+        elif data:
+            # Only the one space that encoding added: those inside the text are as much a part of it as its letters.
+            data, self._strip = data[1:] if self._strip and data.startswith(b" ") else data, False
+        return self._decoder.decode(data)
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that was never finished, else nothing."""

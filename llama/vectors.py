@@ -18,7 +18,10 @@ Every GROUP inputs share a scale, and for int4 a minimum, in fp16 (as GGUF's Q8_
 
 from __future__ import annotations
 
+import hashlib
 import platform
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -32,6 +35,20 @@ LANES = 32
 GROUP = 32
 CHUNK = 64  # widths of heads are multiples of this
 
+
+def _cache_folder() -> str:
+    """Where numba keeps what it compiled: a folder for these very sources, which it would not all compare itself."""
+    here = Path(__file__).parent
+    sources = b"".join((here / f"{name}.py").read_bytes() for name in ("vectors", "products", "decode_step"))
+    folder = Path(numba.config.CACHE_DIR or here / "__pycache__") / hashlib.sha256(sources).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="paddock-"))
+    return str(folder)
+
+
+numba.config.CACHE_DIR = _cache_folder()
 # LLVM avoids the widest registers, which once lowered the clock; here they are worth 1.7 times the speed.
 if numba.config.CPU_FEATURES is None:
     numba.config.CPU_FEATURES = get_host_cpu_features() + (

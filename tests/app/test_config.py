@@ -75,7 +75,7 @@ def test_the_folders_lie_under_home(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "near"), [("temprature", "temperature"), ("top_k", "top_p"), ("embeder", "embedder"), ("home", "")]
+    ("key", "near"), [("temprature", "temperature"), ("top_o", "top_p"), ("embeder", "embedder"), ("home", "")]
 )
 def test_an_unknown_key_names_file_and_nearest(tmp_path: Path, key: str, near: str) -> None:
     message = complaint(written(tmp_path, f"{key} = 1\n"))

@@ -21,6 +21,8 @@ from app.model_info import describe, info, kind_of, list_models, render_list
 from app.models import is_complete, pull
 from llama.errors import LlamaError
 
+from ..llama.formats import Shape, meta_weights, write_gguf, write_hf, write_meta
+
 BIG = os.urandom(3 << 20)  # large enough for progress to be told on the way
 SMALL = {"config.json": b'{"model_type": "bert"}', "1_Pooling/config.json": b"{}", "weights": BIG}
 
@@ -301,6 +303,53 @@ def test_a_gguf_is_described_from_its_metadata(gguf_path: Path) -> None:
     assert {key: found[key] for key in wanted} == wanted
     assert found["parameters"] == 134515008
     assert found["tensor_types"] == "210 Q4_1, 61 F32, 1 Q8_0"
+
+
+def test_memory_is_told_before_it_is_taken(gguf_path: Path) -> None:
+    """The default model: 134,515,008 weights, of which 35,136 in norms; a token's keys and values in 30 layers."""
+    found = describe(gguf_path)
+    matrices, norms = 134_515_008 - 61 * 576, 61 * 576
+    assert found["memory"] == {
+        "float32": 4 * 134_515_008,
+        "bfloat16": 2 * 134_515_008,
+        "int8": matrices * 34 // 32 + 4 * norms,
+        "int4": matrices * 20 // 32 + 4 * norms,
+    }
+    assert found["kv_per_token"] == {"float32": 2 * 30 * 3 * 64 * 4, "bfloat16": 2 * 30 * 3 * 64 * 2}
+    lines = info(gguf_path).splitlines()
+    assert "memory, bfloat16        269.0 MB" in lines
+    assert "kv per token, float32   46,080 bytes" in lines
+
+
+def test_the_engine_keeps_as_many_bytes_per_token(gguf_path: Path) -> None:
+    from llama.engine import load_engine
+
+    engine = load_engine(gguf_path, "cpu", "bfloat16")
+    assert describe(gguf_path)["kv_per_token"]["bfloat16"] == engine.cache_bytes_per_token
+    assert describe(gguf_path)["memory"]["bfloat16"] == sum(p.nbytes for p in engine.model.parameters())
+
+
+def test_folders_of_both_kinds_are_described_alike(tmp_path: Path) -> None:
+    shape = Shape()
+    weights = meta_weights(shape)
+    paths = write_hf(tmp_path / "hf", shape, weights, 2), write_meta(tmp_path / "meta", shape, weights, 2)
+    hf, meta = (describe(path) for path in paths)
+    assert {row.name: row.kind for row in list_models(tmp_path)} == {"hf": "llama", "meta": "llama"}
+    assert (hf["format"], meta["format"]) == ("Hugging Face", "Meta")
+    same = ["parameters", "layers", "width", "heads", "kv_heads", "head_width", "inner_width", "vocabulary"]
+    assert {key: hf[key] for key in same} == {key: meta[key] for key in same}
+    assert (hf["memory"], hf["kv_per_token"]) == (meta["memory"], meta["kv_per_token"])
+    assert hf["parameters"] == sum(weight.numel() for weight in weights.values())
+    assert hf["memory"]["int8"] is None, "rows of 48 are no multiple of 32"
+    assert "memory, float32" in info(paths[1])
+
+
+def test_a_gguf_that_cannot_be_run_is_described_all_the_same(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", Shape(), meta_weights(Shape()), "qwen2")
+    found = describe(path)
+    assert (found["architecture"], found["layers"]) == ("qwen2", 2)
+    assert "qwen2" in found["cannot_run"]
+    assert "memory" not in found
 
 
 def test_an_embedder_is_described_from_its_config(embedder_path: Path) -> None:

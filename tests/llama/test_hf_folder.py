@@ -137,6 +137,24 @@ def test_tokens_and_chat(tmp_path: Path) -> None:
     assert len(generation.tokens) <= 5
 
 
+def test_each_of_several_ends_stops(tmp_path: Path) -> None:
+    """generation_config.json lists ends, Llama 3.1 three of them; config.json may name another."""
+    path, _ = folder(tmp_path / "m")
+    rewrite(path / "config.json", eos_token_id=0)
+    prompt = [1, 2, 3]
+
+    def generated(*ends: int) -> tuple[list[int], str]:
+        (path / "generation_config.json").write_text(json.dumps({"eos_token_id": list(ends)}))
+        generation = load_engine(path, "cpu", "float32").generate(prompt, SamplingParams(max_tokens=12))
+        list(generation)
+        return generation.tokens, generation.usage.finish_reason
+
+    free, reason = generated(255, 254, 253)
+    assert (len(free), reason) == (12, "length")
+    for token in dict.fromkeys(free):
+        assert generated(255, token, 254) == (free[: free.index(token)], "stop")
+
+
 def rewrite(path: Path, **changed: Any) -> None:
     found = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in (found | changed).items() if v != "gone"}))
@@ -146,7 +164,7 @@ def rewrite(path: Path, **changed: Any) -> None:
     ("changed", "says"),
     [
         ({"model_type": "gpt2"}, "gpt2"),
-        ({"model_type": "mistral", "sliding_window": 4096}, "mistral"),
+        ({"model_type": "mistral", "sliding_window": 256}, "mistral"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),

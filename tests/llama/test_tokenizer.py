@@ -84,11 +84,11 @@ def test_text_never_becomes_a_special_token(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"tokenizer.ggml.pre": "qwen2"}, {"tokenizer.ggml.pre": None}, {"tokenizer.ggml.model": "llama"}]
+    "change", [{"tokenizer.ggml.pre": "qwen2"}, {"tokenizer.ggml.pre": None}, {"tokenizer.ggml.model": "t5"}]
 )
 def test_unknown_vocabularies_are_refused(change: dict[str, Any]) -> None:
     metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", **change}
-    with pytest.raises(LlamaError, match=r"not known|supported"):
+    with pytest.raises(LlamaError, match="not known"):
         Tokenizer.from_gguf(metadata)
 
 
@@ -135,14 +135,3 @@ def test_special_tokens_in_a_message_stay_text(engine: Engine) -> None:
 def test_templates_cannot_leave_the_sandbox(engine: Engine, source: str) -> None:
     with pytest.raises(LlamaError, match="template"):
         ChatTemplate(source, engine.tokenizer).render(CONVERSATION)  # type: ignore[arg-type]
-
-
-def test_exactly_one_bos(engine: Engine) -> None:
-    """Whether the template writes it or not, a model that wants a BOS gets one."""
-    tokenizer = Tokenizer(
-        ["<s>", "</s>", *map(chr, range(33, 127))], [], pre_tokenizers.ByteLevel(False), [0, 1], 0, [1], add_bos=True
-    )
-    for source in ("{{ bos_token }}{{ messages[0].content }}", "{{ messages[0].content }}"):
-        ids = ChatTemplate(source, tokenizer).encode([{"role": "user", "content": "hey"}])
-        assert ids.count(0) == 1
-        assert ids[0] == 0

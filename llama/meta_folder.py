@@ -1,0 +1,167 @@
+"""Meta's own folders: params.json, consolidated.*.pth in one or several shards, tokenizer.model.
+
+The shards are those of the tensor parallelism that the model was trained with: each holds some heads, or some of a
+layer's inner width, of every block (Shoeybi et al. 2019, section 3). Norms are in every shard, whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama.checkpoint import Stored, named, unpermute
+from llama.config import ModelConfig
+from llama.errors import LlamaError
+from llama.hf_folder import read_json
+from llama.tokenizer import Tokenizer
+
+PARAMS, TOKENIZER, TEMPLATE = "params.json", "tokenizer.model", "chat_template.jinja"
+COMPUTED = "rope.freqs"  # follows from params.json
+
+ROWS, COLUMNS, WHOLE = 0, 1, None
+# Meta's name -> ours, and the dimension along which shards share the tensor; inside block {n}, then outside.
+INNER: dict[str, tuple[str, int | None]] = {
+    "attention.wq": ("self_attn.q_proj", ROWS),
+    "attention.wk": ("self_attn.k_proj", ROWS),
+    "attention.wv": ("self_attn.v_proj", ROWS),
+    "attention.wo": ("self_attn.o_proj", COLUMNS),
+    "feed_forward.w1": ("mlp.gate_proj", ROWS),
+    "feed_forward.w2": ("mlp.down_proj", COLUMNS),
+    "feed_forward.w3": ("mlp.up_proj", ROWS),
+    "attention_norm": ("input_layernorm", WHOLE),
+    "ffn_norm": ("post_attention_layernorm", WHOLE),
+}
+# Llama 1 and 2 share out the embedding's columns, Llama 3 its rows: which, the shape tells.
+OUTER: dict[str, tuple[str, int | None]] = {
+    "tok_embeddings": ("embed_tokens", COLUMNS),
+    "norm": ("norm", WHOLE),
+    "output": ("lm_head", ROWS),
+}
+
+
+@dataclass(frozen=True)
+class MetaFolder:
+    """An open folder, its shards mapped into memory."""
+
+    path: Path
+    params: Mapping[str, Any]
+    shards: tuple[Mapping[str, Tensor], ...]
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        with named(self.path):
+            table = self._parts("tok_embeddings.weight")
+            rows = sum(len(part) for part in table) if self._embedding_axis(table) == ROWS else len(table[0])
+            return ModelConfig.from_meta(self.params, rows, "output.weight" not in self.shards[0])
+
+    def tensors(self) -> tuple[dict[str, Stored], list[str]]:
+        found: dict[str, Stored] = {}
+        surplus: list[str] = []
+        with named(self.path):
+            for name in dict.fromkeys(name for shard in self.shards for name in shard):
+                ours, axis = _our_name(name)
+                if ours is None:
+                    surplus += [name] if name != COMPUTED else []
+                    continue
+                parts = self._parts(name)
+                if name == "tok_embeddings.weight":
+                    axis = self._embedding_axis(parts)
+                found[ours] = Stored(
+                    name, _joined_shape(name, parts, axis), self._reader(ours, parts, axis), mapped=True
+                )
+        return found, surplus
+
+    def _parts(self, name: str) -> list[Tensor]:
+        """What the shards hold of a tensor."""
+        absent = [i for i, shard in enumerate(self.shards) if not isinstance(shard.get(name), Tensor)]
+        if absent:
+            raise LlamaError(f"consolidated.{absent[0]:02}.pth lacks {name}")
+        return [shard[name] for shard in self.shards]
+
+    def _embedding_axis(self, parts: list[Tensor]) -> int:
+        return ROWS if parts[0].ndim == 2 and parts[0].shape[1] == self.params.get("dim") else COLUMNS
+
+    def _reader(self, name: str, parts: list[Tensor], axis: int | None) -> functools.partial[Tensor]:
+        heads = {"q_proj": self.config.n_heads, "k_proj": self.config.n_kv_heads}
+        return functools.partial(_read, parts, axis, next((n for part, n in heads.items() if part in name), None))
+
+    def tokenizer(self) -> Tokenizer:
+        # Llama 1 and 2 come with one vocabulary beside the folders of all sizes.
+        for folder in (self.path, self.path.absolute().parent):
+            if (folder / TOKENIZER).is_file():
+                return Tokenizer.from_model(folder / TOKENIZER).within(self.config.vocab_size)
+        raise LlamaError(f"it has no {TOKENIZER}; copy the one that came with the weights beside {PARAMS}")
+
+    @property
+    def four_bits(self) -> bool:
+        return False
+
+    @property
+    def chat_template(self) -> str | None:
+        file = self.path / TEMPLATE  # Meta's folders have none: a user may add it
+        return file.read_text("utf-8") if file.is_file() else None
+
+
+def open_meta_folder(path: Path) -> MetaFolder:
+    """Raises LlamaError when the folder has no shards, lacks one, or one is damaged or holds more than weights."""
+    params = read_json(path / PARAMS)
+    files = sorted(path.glob("consolidated.*.pth"))
+    for i, file in enumerate(files or [path / "consolidated.00.pth"]):
+        if file.name != f"consolidated.{i:02}.pth" or not file.is_file():
+            raise LlamaError(f"{path.name} lacks consolidated.{i:02}.pth; the download was interrupted, fetch it again")
+    return MetaFolder(path, params, tuple(_load(file) for file in files))
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except PermissionError as error:
+        raise LlamaError(f"{file} may not be read; change its permissions") from error
+    except Exception as error:  # torch raises many kinds for a damaged file, pickle's own among them
+        said = str(error)
+        if code := re.search(r"GLOBAL ([\w.]+)", said):
+            raise LlamaError(
+                f"{file.name} wants to run {code[1]} when it is opened; weights never do, do not use it"
+            ) from error
+        reason = next(iter(said.splitlines()), type(error).__name__)[:120]
+        raise LlamaError(f"{file.name} is not a whole file of weights ({reason}); fetch it again") from error
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise LlamaError(f"{file.name} does not hold tensors by their names; it is no LLaMA of Meta's")
+    return found
+
+
+def _our_name(name: str) -> tuple[str | None, int | None]:
+    """layers.3.attention.wq.weight -> layers.3.self_attn.q_proj.weight and its axis; None for what a LLaMA lacks."""
+    stem, _, kind = name.rpartition(".")
+    match stem.split(".", 2):
+        case ["layers", number, inner] if kind == "weight" and inner in INNER:
+            ours, axis = INNER[inner]
+            return f"layers.{number}.{ours}.weight", axis
+        case [outer] if kind == "weight" and outer in OUTER:
+            ours, axis = OUTER[outer]
+            return f"{ours}.weight", axis
+    return None, None
+
+
+def _joined_shape(name: str, parts: list[Tensor], axis: int | None) -> tuple[int, ...]:
+    shapes = {tuple(part.shape) for part in parts}
+    if len(shapes) > 1 or (axis == COLUMNS and parts[0].ndim != 2):
+        raise LlamaError(f"the shards' parts of {name} do not fit together ({', '.join(map(str, sorted(shapes)))})")
+    shape = list(parts[0].shape)
+    if axis is not None and shape:
+        shape[axis] *= len(parts)
+    return tuple(shape)
+
+
+def _read(parts: list[Tensor], axis: int | None, heads: int | None) -> Tensor:
+    """One tensor, whole, in our order of rows."""
+    weight = parts[0] if axis is None or len(parts) == 1 else torch.cat(parts, dim=axis)
+    return weight if heads is None else unpermute(weight, heads)

@@ -1,0 +1,197 @@
+"""Packed weights stand for what they were made of, and the compiled step computes what the eager model does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.evaluate.perplexity import measure
+from llama import packed_file
+from llama.cache import KVCache
+from llama.checkpoint import open_checkpoint
+from llama.config import ModelConfig
+from llama.engine import Engine, load_engine
+from llama.errors import LlamaError
+from llama.fused import FusedStep, supports
+from llama.model import Transformer
+from llama.quantize import QuantizedEmbedding, QuantizedLinear, pack, quantization_of, quantize, unpack
+from llama.team import Team
+
+TEXT = (
+    "The refuge stands at 2,450 metres. It has 48 beds and is open from June to October. Dinner is served at seven, "
+    "and the lights go out at ten. Whoever wants to stay longer than three nights writes to the keeper beforehand. "
+    "山屋有四十八个床位，六月到十月开放。晚餐七点，十点熄灯。想住三晚以上的人请事先写信给管理员。"
+) * 4
+
+
+def shape(heads: int = 4, kv_heads: int = 2, tied: bool = True) -> ModelConfig:
+    return ModelConfig(
+        dim=96, n_layers=3, n_heads=heads, n_kv_heads=kv_heads, head_dim=64, ffn_dim=160, vocab_size=203,
+        context_length=1024, norm_eps=1e-5, rope_theta=10000.0, tied=tied,
+    )  # fmt: skip
+
+
+def random_model(config: ModelConfig) -> Transformer:
+    torch.manual_seed(3)
+    model = Transformer(config)
+    for module in model.modules():
+        if hasattr(module, "eps"):
+            module.weight.data.uniform_(0.5, 1.5)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("outputs", [64, 40])
+def test_rounding_is_to_the_nearest(outputs: int) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(outputs, 96)
+    weight[1, 32:64] = 0.25  # a group of equal values
+    weight[2] = 0
+    groups = weight.view(outputs, 3, 32)
+    eight = unpack(pack(weight, 8)).view(outputs, 3, 32)
+    step = groups.abs().amax(-1, keepdim=True) / 127
+    assert ((eight - groups).abs() <= step * 0.51 + groups.abs() * 1e-3).all()
+    four = unpack(pack(weight, 4)).view(outputs, 3, 32)
+    step = (groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)) / 15
+    assert ((four - groups).abs() <= step * 0.51 + groups.abs().amax(-1, keepdim=True) * 2e-3).all()
+    assert torch.equal(four[2], torch.zeros(3, 32))
+
+
+def test_a_file_of_four_bits_loses_nothing(gguf_path: Path) -> None:
+    stored, _ = open_checkpoint(gguf_path).tensors()
+    for name in ("layers.3.mlp.down_proj.weight", "layers.0.self_attn.q_proj.weight"):
+        weight = stored[name].read()
+        assert (unpack(pack(weight, 4)) - weight).abs().max() <= 2e-7 * weight.abs().max()
+
+
+def test_a_width_that_has_no_groups_is_refused() -> None:
+    with pytest.raises(LlamaError, match="--quant none"):
+        pack(torch.zeros(32, 48), 8)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("team", [1, 3])
+def test_products_are_those_of_the_unpacked_matrix(bits: int, team: int) -> None:
+    torch.manual_seed(1)
+    packed = pack(torch.randn(72, 160), bits)
+    layer, dense = QuantizedLinear(packed, Team(team), torch.float32), unpack(packed)
+    for rows in (1, 2, 3, 7, 32, 33, 80):
+        x = torch.randn(rows, 160)
+        assert torch.allclose(layer(x), x @ dense.T, atol=2e-4), rows
+    x = torch.randn(13, 160)
+    together = layer(x)
+    for i in range(13):
+        assert torch.equal(layer(x[i : i + 1])[0], together[i]), "a row's result depends on no other"
+    assert torch.equal(layer.transposed(), dense.T)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_embedding(bits: int) -> None:
+    packed = pack(torch.randn(50, 64), bits)
+    ids = torch.tensor([[0, 49, 31], [32, 7, 7]])
+    assert torch.allclose(QuantizedEmbedding(packed, Team(1), torch.float32)(ids), unpack(packed)[ids])
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize(("heads", "kv_heads", "tied"), [(4, 2, True), (2, 2, False), (3, 1, True)])
+def test_compiled_step_equals_the_eager_model(kind: str, heads: int, kv_heads: int, tied: bool) -> None:
+    """Several requests of different lengths, one of them beyond a split, several tokens each."""
+    config = shape(heads, kv_heads, tied)
+    model, team = random_model(config), Team(3)
+    quantize(model, kind, team, torch.float32)
+    assert quantization_of(model) == kind
+    assert supports(model)
+    step, random = FusedStep(model, team), torch.Generator().manual_seed(5)
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(0, config.vocab_size, (count,), generator=random).tolist()
+
+    prompts, new = [ids(n) for n in (1, 300, 57)], [ids(n) for n in (2, 1, 5)]
+    wanted = torch.cat([model(torch.tensor([p + n]))[0, len(p) :] for p, n in zip(prompts, new, strict=True)])
+    caches = []
+    for prompt in prompts:
+        cache = KVCache(config, 1, 400)
+        model(torch.tensor([prompt]), cache)
+        caches.append(cache)
+    found = step(new, caches)
+    assert (found - wanted).abs().max() < 2e-4
+    assert [cache.lengths[0] for cache in caches] == [3, 301, 62]
+    # What the step put into the caches is what the eager model finds there.
+    more = ids(4)
+    again = model(torch.tensor([more]), caches[1])
+    assert torch.allclose(again[0], model(torch.tensor([prompts[1] + new[1] + more]))[0, -4:], atol=2e-4)
+
+
+def test_a_row_depends_on_no_other_row(fast: Engine) -> None:
+    prompts = [fast.tokenizer.encode(text) for text in (TEXT[:60], TEXT[:300], "你好")]
+
+    def logits(chosen: Sequence[int], new: Sequence[list[int]]) -> list[torch.Tensor]:
+        caches = []
+        for i in chosen:
+            caches.append(fast.new_cache(1, 400))
+            fast.forward([prompts[i]], [caches[-1]])
+        return fast.forward(new, caches, every=True)
+
+    together = logits([0, 1, 2], [[5], [6, 7, 8], [9, 10]])
+    assert torch.equal(logits([1], [[6, 7, 8]])[0], together[1])
+    assert torch.equal(logits([1], [[6]])[0][0], together[1][0]), "a draft does not change what stands before it"
+    assert torch.equal(logits([0], [[5]])[0], together[0])
+
+
+def test_perplexity_of_quantized_models(engine: Engine, fast: Engine, gguf_path: Path) -> None:
+    def perplexity(model: Engine) -> float:
+        found = measure(model, TEXT, 512, 256)
+        return math.exp(found.loss / found.tokens)
+
+    plain = perplexity(engine)
+    assert abs(perplexity(load_engine(gguf_path, "cpu", quant="int8")) / plain - 1) < 0.005
+    assert abs(perplexity(fast) / plain - 1) < 0.001, "the file has four bits already"
+
+
+def test_packed_weights_are_kept(gguf_path: Path, tmp_path: Path, fast: Engine) -> None:
+    first = load_engine(gguf_path, "cpu", quant="int4", cache=tmp_path)
+    [kept] = tmp_path.iterdir()
+    second = load_engine(gguf_path, "cpu", quant="int4", cache=tmp_path)
+    ids = fast.tokenizer.encode(TEXT[:80])
+    assert torch.equal(first.next_logits(ids), second.next_logits(ids))
+    kept.write_bytes(kept.read_bytes()[:100_000])
+    third = load_engine(gguf_path, "cpu", quant="int4", cache=tmp_path)
+    assert torch.equal(third.next_logits(ids), first.next_logits(ids)), "a damaged copy is made anew"
+    assert kept.stat().st_size > 1 << 20
+
+
+def test_another_file_has_another_place(tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    places = set()
+    for content in (b"a", b"ab"):
+        model.write_bytes(content)
+        places |= {packed_file.place_of(tmp_path, model, kind) for kind in ("int4", "int8")}
+    assert len(places) == 4
+
+
+def test_a_folder_that_cannot_be_written_is_no_fault(tmp_path: Path) -> None:
+    model = random_model(shape())
+    quantize(model, "int8", Team(1), torch.float32)
+    (tmp_path / "file").write_text("")
+    packed_file.save(model, tmp_path / "file" / "x.safetensors")
+    assert packed_file.load(shape(), tmp_path / "file" / "x.safetensors", Team(1), torch.float32) is None
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_round_trip_of_any_shape(tmp_path: Path, tied: bool) -> None:
+    model, team = random_model(shape(tied=tied)), Team(2)
+    quantize(model, "int4", team, torch.float32)
+    packed_file.save(model, tmp_path / "m.safetensors")
+    again = packed_file.load(shape(tied=tied), tmp_path / "m.safetensors", team, torch.float32)
+    assert again is not None
+    tokens = torch.randint(0, 203, (1, 70))
+    assert torch.equal(again(tokens), model(tokens))
+    assert packed_file.load(shape(heads=2, tied=not tied), tmp_path / "m.safetensors", team, torch.float32) is None
+
+
+def test_what_auto_chooses(gguf_path: Path) -> None:
+    assert load_engine(gguf_path, "cpu", quant="auto").quant == "int4"
+    assert load_engine(gguf_path, "cpu", dtype="float32", quant="auto").quant == "none"
