@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROWS = 16  # requests that run at once
 PIECE = 512  # tokens of a prompt that are read at a time: a request can be cancelled in between
-PIECE_BESIDE_OTHERS = 128  # the same while other requests wait for their next token
+PIECE_BESIDE_OTHERS = 256  # the same while other requests wait for their next token
 IDLE_S = 2.0  # the thread ends when nothing came for so long; the next request starts another
 DRAFTS = 32  # tokens of all requests' drafts in one forward
 

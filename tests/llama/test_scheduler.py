@@ -268,7 +268,8 @@ def test_soak(fast: Engine, seconds: float) -> None:
         thread.join(seconds + 120)
     assert not any(thread.is_alive() for thread in threads)
     assert faults == []
-    assert min(done) > 0.4 * max(done), "nobody starves"
+    assert min(done) > 0, "nobody starves"
+    assert seconds < 60 or min(done) > 0.6 * max(done), "and over time all get alike"
     assert engine.scheduler.running == 0
     assert engine.scheduler.prefixes.bytes <= 64 << 20
     gc.collect()
