@@ -33,7 +33,7 @@ def recorded(kind: str, dataset: Dataset, limit: int | None, place: Corpus) -> R
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "dataset": {
             "name": dataset.name,
-            "sha256": _digest([[gold.id, gold.question, list(gold.answers)] for gold in dataset.questions]),
+            "sha256": dataset_digest(dataset),
             "questions": len(dataset.questions),
             "limit": limit,
             "documents": len(services.ingestor.manifest.files(settings.kb)),
@@ -59,9 +59,19 @@ def _settings(settings: Settings) -> Row:
 
 
 def identity_of(head: Row) -> str:
-    """What the answer to a question depends on. How many questions are asked is no part of it."""
+    """What the answer to a question depends on. Which questions are asked, and what they are scored by, is no part."""
     parts = {name: head[name] for name in ("kind", "settings", "model", "adapter", "embedder", "gold_context", "k")}
-    return _digest([parts, head["dataset"]["name"], head["dataset"]["index"]])
+    return _digest([parts, head["dataset"]["index"]])
+
+
+def dataset_digest(dataset: Dataset) -> str:
+    """Of the questions and all that is right about them."""
+    return _digest(
+        [
+            [gold.id, gold.question, list(gold.answers), gold.answerable, gold.kb, gold.relevant]
+            for gold in dataset.questions
+        ]
+    )
 
 
 def _digest(value: Any) -> str:

@@ -120,7 +120,8 @@ def run_answers(
 ) -> Run:
     """Answers and scores every question; with `report`, each row is on disk as soon as it is there.
 
-    resume takes over the rows of `report` that an earlier run with the same settings left. Raises AppError.
+    resume takes over the answers in `report` that an earlier run with the same settings left, and scores them by the
+    gold answers as they are now. Raises AppError.
     """
     settings = services.settings
     make_folder(report)
@@ -138,16 +139,18 @@ def run_answers(
     head["identity"] = identity_of(head)
     known = _known(report, head["identity"]) if report and resume else {}
     started = time.perf_counter()
-    taken: dict[str, Row] = {}
-    with bar(len(dataset.questions), "question") as advance, _Log(report, head, known.values()) as log:
-        kb = place.services.settings.kb
-        for row in answers.evaluate(dataset.questions, place, kb, settings.k, gold_context, rows, known):
-            if row["id"] not in known:
-                log.write(row)
+    plan = answers.plan(dataset.questions, place, place.services.settings.kb, settings.k, gold_context, known)
+    taken = {row["id"]: row for row in [*plan.kept, *plan.failed]}
+    # Answers to questions that are not asked this time (a smaller --limit) stay until the run is through.
+    others = [row for id_, row in known.items() if id_ not in {gold.id for gold in dataset.questions}]
+    with bar(len(dataset.questions), "question") as advance, _Log(report, head, [*plan.kept, *others]) as log:
+        advance(len(taken), "kept")
+        for row in answers.ask(plan.todo, place, rows):
+            log.write(row)
             taken[row["id"]] = row
             advance(1, row["id"])
     ordered = [taken[gold.id] for gold in dataset.questions]
-    return Run(_answer_results(head, ordered, len(known), time.perf_counter() - started, settings.seed), ordered)
+    return Run(_answer_results(head, ordered, len(plan.kept), time.perf_counter() - started, settings.seed), ordered)
 
 
 def _answer_results(head: Row, rows: Sequence[Row], kept: int, seconds: float, seed: int) -> Row:
@@ -210,7 +213,7 @@ def _known(report: Path, identity: str) -> dict[str, Row]:
     before = read_results(report)
     if before.get("identity") != identity:
         raise AppError(
-            f"{report} holds a run with other questions, settings, documents or model; "
+            f"{report} holds a run with other settings, documents or model; "
             "choose another --report, or leave out --resume to begin anew"
         )
     return answers.read_rows(report / "answers.jsonl")
