@@ -95,6 +95,40 @@ def test_runs_that_cannot_be_compared(runs: tuple[Path, Path], tmp_path: Path) -
         compare(a, other)
 
 
+def test_the_same_id_is_not_the_same_question(runs: tuple[Path, Path]) -> None:
+    """q0's text differs in B: neither compared nor judged."""
+    a, b = runs
+    rows = [json.loads(line) for line in (b / "answers.jsonl").read_text().splitlines()]
+    rows[0]["question"] = "Quite another?"
+    (b / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compare(a, b)
+    assert (found["shared"], found["only_a"], found["only_b"]) == (40, 1, 3)
+    assert [row["id"] for row in found["flipped"]["won"]] == [f"q{i}" for i in range(1, 8)]
+    heard: list[str] = []
+    judged = judge_runs(a, b, Says(lambda first, second: "tie"), lambda n, what: heard.append(what))
+    assert (judged["ties"], len(heard)) == (40, found["shared"])
+
+
+def test_a_figure_that_one_run_alone_has(tmp_path: Path) -> None:
+    """Nothing is refused in one of the runs, so there is no precision of refusals in it."""
+    asked = [a_row("q", "x", True), a_row("u", "x", False, answerable=False)]
+    refusing = [asked[0], a_row("u", "no", False, answerable=False, refused=True)]
+    one, two = a_run(tmp_path / "one", asked), a_run(tmp_path / "two", refusing)
+    for found, a, b in ((compare(one, two), None, 1.0), (compare(two, one), 1.0, None)):
+        figure = found["figures"]["refusal precision"]
+        assert (figure["a"], figure["b"], figure["difference"], figure["p"], figure["n"]) == (a, b, None, None, 1)
+        (line,) = [line for line in render(found).splitlines() if line.startswith("refusal precision")]
+        assert line.split()[2:] == [f"{100 * x:.1f}" if x else "–" for x in (a, b)] + ["–"]
+    assert "citation precision" not in found["figures"], "neither run has it"
+
+
+def test_a_small_p_is_not_nothing(tmp_path: Path) -> None:
+    rows = [[a_row(f"q{i}", "x", right) for i in range(50)] for right in (False, True)]
+    text = render(compare(a_run(tmp_path / "a", rows[0]), a_run(tmp_path / "b", rows[1])))
+    assert "<0.001" in text
+    assert "0.000" not in text
+
+
 class Says:
     """A judge that follows a rule."""
 
@@ -117,6 +151,27 @@ def test_both_orders_must_agree(runs: tuple[Path, Path]) -> None:
     assert (biased["inconsistent"], biased["a"], biased["b"]) == (10, 0, 0)
     ties = judge_runs(*runs, Says(lambda first, second: "tie"), lambda n, what: None)
     assert ties["ties"] == 41
+
+
+@pytest.mark.parametrize(
+    ("forth", "back", "counted"),
+    [
+        ("first", "second", "a"),
+        ("second", "first", "b"),
+        ("tie", "tie", "ties"),
+        ("tie", "first", "inconsistent"),
+        ("tie", "second", "inconsistent"),
+        ("first", "tie", "inconsistent"),
+        ("second", "tie", "inconsistent"),
+        ("first", "first", "inconsistent"),
+        ("second", "second", "inconsistent"),
+    ],
+)
+def test_every_pair_of_verdicts(tmp_path: Path, forth: str, back: str, counted: str) -> None:
+    runs = [a_run(tmp_path / name, [a_row("q", name, True)]) for name in ("a", "b")]
+    found = judge_runs(*runs, Says(lambda first, second: forth if first == "a" else back), lambda n, what: None)
+    names = ("a", "b", "ties", "inconsistent", "failed")
+    assert {name: found[name] for name in names} == {**dict.fromkeys(names, 0), counted: 1}
 
 
 def test_a_judge_that_is_gone_stops_the_run(runs: tuple[Path, Path]) -> None:
