@@ -167,25 +167,29 @@ def eval_compare(a: Path, b: Path, judge: str | None, as_json: bool, **overrides
 @click.option("--update", is_flag=True, help="Write the figures as the new baseline.")
 @model_options
 def eval_gate(file: Path, docs: Path, baseline: Path, update: bool, **overrides: Any) -> None:
-    """Fail (exit 1) when recall@5, contains or refusal F1 fall below a baseline by more than their tolerance."""
+    """Fail (exit 1) when figures are worse than a baseline by more than their tolerance.
+
+    These are recall@5, contains, refusal F1 and the share of answerable questions that are refused. A baseline of other
+    questions, or of another model, embedder or --k, is not compared with.
+    """
     from app.evaluate import gate
     from app.evaluate.run import Inputs, run_answers, run_retrieval
     from app.evaluate.text import render
     from app.services import DEFAULT_MODE
 
-    before = None if update else gate.read_baseline(baseline)
     made = services(**overrides)
     inputs = Inputs(file=file, docs=docs)
+    before, with_ = gate.prepare(inputs, made, baseline, update)
     found, answered = run_retrieval(inputs, made, [DEFAULT_MODE]), run_answers(inputs, made)
     click.echo(render(found.results) + "\n\n" + render(answered.results) + "\n")
     figures = gate.taken(found, answered)
     if before is None:
-        gate.write_baseline(baseline, figures, answered)
+        gate.write_baseline(baseline, figures, with_)
         click.echo(f"Written to {baseline}: " + ", ".join(f"{name} {100 * v:.1f}" for name, v in figures.items()))
         return
     lines, good = gate.judge(figures, before)
     click.echo("\n".join(lines))
     if not good:
         raise AppError(
-            f"figures fell below {baseline}; mend the cause, or accept the fall on purpose with --update and commit it"
+            f"figures are worse than {baseline}; mend the cause, or accept them on purpose with --update and commit it"
         )

@@ -44,13 +44,19 @@ def recorded(kind: str, dataset: Dataset, limit: int | None, place: Corpus) -> R
             "faults": dataset.faults,
         },
         "settings": _settings(settings),
-        "model": {"name": services.model_name, "sha256": _file_digest(settings.path_of_model(settings.model))},
+        "model": model_of(settings),
         "adapter": None,
         "embedder": services.embedder.identity,
         "seed": settings.seed,
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONS}},
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
     }
+
+
+def model_of(settings: Settings) -> Row:
+    """The LLaMA by name and content."""
+    path = settings.path_of_model(settings.model)
+    return {"name": path.name, "sha256": _file_digest(path)}
 
 
 def _settings(settings: Settings) -> Row:

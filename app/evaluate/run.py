@@ -65,8 +65,7 @@ class Inputs:
             dataset.faults += [f"{each.source}: {each.error}" for each in found.report.failed]
         if self.file is not None:
             dataset.faults += [
-                f"{self.file}:{gold.line}: {what}; it is scored all the same"
-                for gold, what in unfindable(dataset.questions, found)
+                f"{self.file}:{gold.line}: {what}" for gold, what in unfindable(dataset.questions, found)
             ]
         return found
 

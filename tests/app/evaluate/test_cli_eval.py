@@ -52,10 +52,14 @@ def squad(home: Path) -> Path:
     return path
 
 
-def paddock(home: Path, *words: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+def paddock(home: Path, *words: str | Path, code: int = 0, **settings: object) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "app.cli", *map(str, words)],
-        env={**os.environ, "PADDOCK_HOME": str(home)},
+        env={
+            **os.environ,
+            "PADDOCK_HOME": str(home),
+            **{f"PADDOCK_{name.upper()}": str(value) for name, value in settings.items()},
+        },
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -150,14 +154,15 @@ def test_docs_and_gate(home: Path, tmp_path: Path) -> None:
     assert f"{questions}:4: no gold answer of question '4' ('not a word of it')" in made.stderr
     assert f"{questions}:5: the source 'gone.txt'" in made.stderr
     held = paddock(home, *gate)
-    assert held.stdout.count("holds") == 3
+    assert held.stdout.count("holds") == 4
+    assert "k: 4 there, 3 here" in paddock(home, *gate, code=1, k=3).stderr
     written = json.loads(baseline.read_text())
     assert written["figures"]["document recall@5"] == pytest.approx(2 / 3, abs=1e-3)
     written["figures"]["contains"] = 2.0
     baseline.write_text(json.dumps(written))
     fell = paddock(home, *gate, code=1)
     assert "FELL" in fell.stdout
-    assert "figures fell" in fell.stderr
+    assert "figures are worse" in fell.stderr
 
 
 def test_batch_scores(home: Path, tmp_path: Path) -> None:
