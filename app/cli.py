@@ -13,7 +13,7 @@ import click
 
 from app import config
 from app.cli_eval import eval_group
-from app.errors import AppError
+from app.errors import AppError, Misuse
 from app.options import model_options, services
 from ingest.errors import IngestError
 from llama.errors import LlamaError
@@ -178,7 +178,7 @@ def batch(file: Path, out: Path, resume: bool, scores: Path | None, **overrides:
         )
     kept = len(items) - answered - failed
     click.echo(f"{answered} answered, {failed} failed, {kept} kept from before; written to {out}", err=True)
-    result = score_batch(out, made.settings.seed)
+    result = score_batch(items, out, made.settings.seed)
     if result is not None:
         click.echo(summary(result), err=True)
     if scores is not None:
@@ -255,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted; what was finished is kept", 130)
     except USER_ERRORS as error:
-        return _fail(str(error), 1)
+        return _fail(str(error), 2 if isinstance(error, Misuse) else 1)
     except Exception as error:
         return _fail(f"unexpected {type(error).__name__}: {error}; run `paddock --debug ...` for the details", 1)
 
