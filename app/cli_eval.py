@@ -25,6 +25,9 @@ INPUT_OPTIONS = [
 ]
 
 
+SEED = click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of --limit and of the intervals.")
+
+
 def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of the commands that ask questions."""
     for option in reversed(INPUT_OPTIONS):
@@ -46,7 +49,7 @@ def eval_group() -> None:
 @input_options
 @click.option("--beir", type=PATH, metavar="DIR", help="Questions and documents as BEIR has them.")
 @click.option("--mode", "modes", multiple=True, help="Way to retrieve (default: every one there is, side by side).")
-@model_options
+@SEED
 def eval_retrieval(
     file: Path | None,
     squad: tuple[Path, ...],
@@ -66,6 +69,7 @@ def eval_retrieval(
         if mode not in RETRIEVERS:
             raise click.UsageError(f"there is no mode '{mode}'; there are: {', '.join(RETRIEVERS)}")
     inputs = Inputs(file, squad, beir, docs, limit)
+    _no_kb(inputs, overrides)
     _give(run_retrieval(inputs, services(**overrides), modes, report), as_json, report)
 
 
@@ -94,7 +98,14 @@ def eval_answers(
     if resume and report is None:
         raise click.UsageError("--resume goes with --report, whose rows it takes over")
     inputs = Inputs(file, squad, None, docs, limit)
+    _no_kb(inputs, overrides)
     _give(run_answers(inputs, services(**overrides), gold_context, rows, report, resume), as_json, report)
+
+
+def _no_kb(inputs: Any, overrides: dict[str, Any]) -> None:
+    """Refuses --kb where nothing of it would be asked."""
+    if overrides["kb"] is not None and (inputs.squad or inputs.beir or inputs.docs):
+        raise click.UsageError("--kb goes with a FILE alone; --squad, --beir and --docs bring their own documents")
 
 
 def _give(run: Any, as_json: bool, report: Path | None) -> None:
@@ -115,15 +126,24 @@ def _give(run: Any, as_json: bool, report: Path | None) -> None:
 @click.option("--stride", type=click.IntRange(1), metavar="N", help="Tokens a window moves on (default: half of it).")
 @click.option("--rows", type=click.IntRange(1, 64), default=4, show_default=True, help="Windows read at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.option("--report", type=PATH, metavar="DIR", help="Write results.json and report.html there.")
 @model_options
 def eval_perplexity(
-    files: tuple[Path, ...], window: int | None, stride: int | None, rows: int, as_json: bool, **overrides: Any
+    files: tuple[Path, ...],
+    window: int | None,
+    stride: int | None,
+    rows: int,
+    as_json: bool,
+    report: Path | None,
+    **overrides: Any,
 ) -> None:
     """Perplexity and bits per byte of the text of FILES, whatever can be ingested."""
-    from app.evaluate.perplexity import render, run
+    from app.evaluate.perplexity import run
+    from app.evaluate.record import make_folder
+    from app.evaluate.run import Run
 
-    results = run(services(**overrides), files, window, stride, rows)
-    click.echo(json.dumps(results, ensure_ascii=False) if as_json else render(results))
+    make_folder(report)
+    _give(Run(run(services(**overrides), files, window, stride, rows)), as_json, report)
 
 
 @eval_group.command("compare")
@@ -139,9 +159,15 @@ def eval_perplexity(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @model_options
 def eval_compare(a: Path, b: Path, judge: str | None, as_json: bool, **overrides: Any) -> None:
-    """Set runs A and B (their --report folders) side by side, with paired significance and what flipped."""
+    """Set runs A and B (their --report folders) side by side, with paired significance and what flipped.
+
+    The options of a model are those of the loaded one that --judge asks.
+    """
     from app.evaluate.compare import compare, render
 
+    given = [name for name, value in overrides.items() if value is not None and name != "seed"]
+    if given and judge != "local":
+        raise click.UsageError(f"--{given[0]} goes with --judge alone, which loads a model; nothing else here does")
     made = services(**overrides)
     result = compare(a, b, made.settings.seed)
     if judge is not None:

@@ -30,7 +30,6 @@ def recorded(kind: str, dataset: Dataset, limit: int | None, place: Corpus) -> R
     settings = services.settings
     return {
         "kind": kind,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "dataset": {
             "name": dataset.name,
             "sha256": dataset_digest(dataset),
@@ -43,10 +42,18 @@ def recorded(kind: str, dataset: Dataset, limit: int | None, place: Corpus) -> R
             ),
             "faults": dataset.faults,
         },
+        "embedder": services.embedder.identity,
+        **surroundings(settings),
+    }
+
+
+def surroundings(settings: Settings) -> Row:
+    """Settings, model, versions and machine of a run, whatever it measures."""
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "settings": _settings(settings),
         "model": model_of(settings),
         "adapter": None,
-        "embedder": services.embedder.identity,
         "seed": settings.seed,
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONS}},
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from app.errors import AppError
+from app.errors import AppError, Misuse
 from app.evaluate import answers, corpus, retrieval
 from app.evaluate.beir import read_beir
 from app.evaluate.corpus import Corpus, unfindable
@@ -36,13 +36,15 @@ class Inputs:
     docs: Path | None = None
     limit: int | None = None
 
-    def read(self, seed: int) -> Dataset:
-        """The questions, `limit` of them. Raises AppError when they are none or more than one set."""
-        given = [bool(self.file), bool(self.squad), bool(self.beir)]
-        if sum(given) != 1:
-            raise AppError("give the questions as one of FILE, --squad FILE and --beir DIR")
+    def __post_init__(self) -> None:
+        """Raises Misuse when it is not one set of questions."""
+        if sum([bool(self.file), bool(self.squad), bool(self.beir)]) != 1:
+            raise Misuse("give the questions as one of FILE, --squad FILE and --beir DIR")
         if self.docs and not self.file:
-            raise AppError("--docs goes with a FILE of questions; the other sets bring their own documents")
+            raise Misuse("--docs goes with a FILE of questions; the other sets bring their own documents")
+
+    def read(self, seed: int) -> Dataset:
+        """The questions, `limit` of them. Raises AppError for a file or folder that cannot be used."""
         if self.squad:
             found = read_squads(self.squad)
         elif self.beir:
