@@ -115,9 +115,9 @@ def kb() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def kb_list(as_json: bool) -> None:
     """List the knowledge bases with the number of their documents."""
-    from app.ingestion import list_kbs
+    from app.ingestion import list_kbs, reader
 
-    click.echo(list_kbs(services().ingestor, as_json))
+    click.echo(list_kbs(reader(config.load_settings()), as_json))
 
 
 @kb.command("status")
@@ -125,10 +125,10 @@ def kb_list(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def kb_status(name: str | None, as_json: bool) -> None:
     """List the documents of knowledge base NAME (default: default) and how they stand."""
-    from app.ingestion import status
+    from app.ingestion import reader, status
 
-    made = services(kb=name)
-    click.echo(status(made.ingestor, made.settings.kb, as_json))
+    settings = config.load_settings(kb=name)
+    click.echo(status(reader(settings), settings.kb, as_json))
 
 
 @kb.command("delete")

@@ -16,7 +16,8 @@ from app.errors import AppError
 from app.evaluate.metrics import holds
 from app.evaluate.questions import Article, Gold
 from app.services import Services
-from ingest.report import Event, Report
+from ingest.inbox import Scan, walk
+from ingest.report import Event, Failure, Report
 
 HALF = 0.5
 
@@ -123,11 +124,15 @@ def of_articles(articles: Sequence[Article], settings: Settings, progress: Calla
 
 
 def of_folder(folder: Path, settings: Settings, progress: Callable[[Event], None]) -> Corpus:
-    """A knowledge base of the documents in a folder (without its sub-folders' names becoming knowledge bases)."""
+    """A knowledge base of the documents in a folder (without its sub-folders' names becoming knowledge bases).
+
+    They are those that ingest would read there: nothing hidden, and no link is followed.
+    """
     if not folder.is_dir():
         raise AppError(f"there is no folder {folder}; give one with documents")
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    files = {path.relative_to(folder).as_posix(): path for path in paths}
+    scan = Scan()
+    walk(folder, "", scan)
+    files = {source: file.path for source, file in scan.files.items()}
 
     def write(target: Path) -> None:
         for name, path in files.items():
@@ -136,7 +141,9 @@ def of_folder(folder: Path, settings: Settings, progress: Callable[[Event], None
 
     # A named knowledge base: sub-folders of the inbox's own top level would become others.
     made = _built(((name, path.read_bytes()) for name, path in files.items()), write, settings, kb="docs")
-    return Corpus(made, {}, made.ingestor.sync("docs", progress=progress))
+    report = made.ingestor.sync("docs", progress=progress)
+    report.failed += [Failure(source, what) for source, what in scan.trouble.items()]
+    return Corpus(made, {}, report)
 
 
 def _built(
