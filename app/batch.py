@@ -14,6 +14,7 @@ from app.errors import AppError
 from app.lines import is_valid, read_lines
 
 Row = dict[str, Any]
+WHOLE = {"id", "question", "answer", "refused", "citations", "retrieved", "model", "timings"}  # of an answer's line
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,11 @@ def _item(number: int, value: Any) -> Item:
     """A parsed line as an item; the line's number is its id where it gives none."""
     if not isinstance(value, dict):
         return Item(number, error=f"line {number} is not an object with a 'question'")
-    id_ = value.get("id", number)
+    id_, question = value.get("id"), value.get("question")
+    id_ = number if id_ is None else id_
     if isinstance(id_, bool) or not isinstance(id_, str | int):
-        return Item(number, error=f"line {number}: 'id' is neither text nor a whole number")
-    question = value.get("question")
+        asked = question if isinstance(question, str) else ""
+        return Item(number, asked, error=f"line {number}: 'id' is neither text nor a whole number")
     if not isinstance(question, str) or not question.strip():
         return Item(id_, error=f"line {number} has no 'question'")
     kb = value.get("kb")
@@ -137,7 +139,7 @@ def run(
     with file:
         todo: list[Item] = []
         for item in items:
-            if same := done.get(_key(item.id, item.question)):
+            if same := done.get(key_of(item.id, item.question)):
                 progress(same.pop(0))
             else:
                 todo.append(item)
@@ -175,20 +177,23 @@ def _in_order(rows: Iterable[tuple[int, Row]]) -> Iterator[Row]:
             following += 1
 
 
-def _key(id_: Any, question: str) -> str:
+def key_of(id_: Any, question: str) -> str:
+    """What an input line and its answer have in common."""
     return json.dumps([id_, question.strip()], ensure_ascii=False)
 
 
 def _kept(out: Path) -> dict[str, list[Row]]:
-    """Answers of an earlier run. A line cut short by an interruption, and a failed one, are asked again."""
+    """Answers of an earlier run. A line cut short by an interruption, a failed one, and one that lacks what an answer
+    has, are asked again.
+    """
     kept: dict[str, list[Row]] = {}
     if out.exists():
         for _, line in read_lines(out):
             try:
                 row = json.loads(line)
-                if "answer" in row:
-                    kept.setdefault(_key(row["id"], row["question"]), []).append(row)
-            except (ValueError, KeyError, TypeError):
+                if row.keys() >= WHOLE:
+                    kept.setdefault(key_of(row["id"], row["question"]), []).append(row)
+            except (ValueError, AttributeError, TypeError):
                 continue
     return kept
 

@@ -13,7 +13,7 @@ import click
 
 from app import config
 from app.cli_eval import eval_group
-from app.errors import AppError
+from app.errors import AppError, Misuse
 from app.options import model_options, services
 from ingest.errors import IngestError
 from llama.errors import LlamaError
@@ -115,9 +115,9 @@ def kb() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def kb_list(as_json: bool) -> None:
     """List the knowledge bases with the number of their documents."""
-    from app.ingestion import list_kbs
+    from app.ingestion import list_kbs, reader
 
-    click.echo(list_kbs(services().ingestor, as_json))
+    click.echo(list_kbs(reader(config.load_settings()), as_json))
 
 
 @kb.command("status")
@@ -125,10 +125,10 @@ def kb_list(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def kb_status(name: str | None, as_json: bool) -> None:
     """List the documents of knowledge base NAME (default: default) and how they stand."""
-    from app.ingestion import status
+    from app.ingestion import reader, status
 
-    made = services(kb=name)
-    click.echo(status(made.ingestor, made.settings.kb, as_json))
+    settings = config.load_settings(kb=name)
+    click.echo(status(reader(settings), settings.kb, as_json))
 
 
 @kb.command("delete")
@@ -178,7 +178,7 @@ def batch(file: Path, out: Path, resume: bool, scores: Path | None, **overrides:
         )
     kept = len(items) - answered - failed
     click.echo(f"{answered} answered, {failed} failed, {kept} kept from before; written to {out}", err=True)
-    result = score_batch(out, made.settings.seed)
+    result = score_batch(items, out, made.settings.seed)
     if result is not None:
         click.echo(summary(result), err=True)
     if scores is not None:
@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted; what was finished is kept", 130)
     except USER_ERRORS as error:
-        return _fail(str(error), 1)
+        return _fail(str(error), 2 if isinstance(error, Misuse) else 1)
     except Exception as error:
         return _fail(f"unexpected {type(error).__name__}: {error}; run `paddock --debug ...` for the details", 1)
 

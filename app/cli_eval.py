@@ -25,6 +25,9 @@ INPUT_OPTIONS = [
 ]
 
 
+SEED = click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of --limit and of the intervals.")
+
+
 def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of the commands that ask questions."""
     for option in reversed(INPUT_OPTIONS):
@@ -46,7 +49,7 @@ def eval_group() -> None:
 @input_options
 @click.option("--beir", type=PATH, metavar="DIR", help="Questions and documents as BEIR has them.")
 @click.option("--mode", "modes", multiple=True, help="Way to retrieve (default: every one there is, side by side).")
-@model_options
+@SEED
 def eval_retrieval(
     file: Path | None,
     squad: tuple[Path, ...],
@@ -66,6 +69,7 @@ def eval_retrieval(
         if mode not in RETRIEVERS:
             raise click.UsageError(f"there is no mode '{mode}'; there are: {', '.join(RETRIEVERS)}")
     inputs = Inputs(file, squad, beir, docs, limit)
+    _no_kb(inputs, overrides)
     _give(run_retrieval(inputs, services(**overrides), modes, report), as_json, report)
 
 
@@ -94,7 +98,14 @@ def eval_answers(
     if resume and report is None:
         raise click.UsageError("--resume goes with --report, whose rows it takes over")
     inputs = Inputs(file, squad, None, docs, limit)
+    _no_kb(inputs, overrides)
     _give(run_answers(inputs, services(**overrides), gold_context, rows, report, resume), as_json, report)
+
+
+def _no_kb(inputs: Any, overrides: dict[str, Any]) -> None:
+    """Refuses --kb where nothing of it would be asked."""
+    if overrides["kb"] is not None and (inputs.squad or inputs.beir or inputs.docs):
+        raise click.UsageError("--kb goes with a FILE alone; --squad, --beir and --docs bring their own documents")
 
 
 def _give(run: Any, as_json: bool, report: Path | None) -> None:
@@ -115,15 +126,24 @@ def _give(run: Any, as_json: bool, report: Path | None) -> None:
 @click.option("--stride", type=click.IntRange(1), metavar="N", help="Tokens a window moves on (default: half of it).")
 @click.option("--rows", type=click.IntRange(1, 64), default=4, show_default=True, help="Windows read at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.option("--report", type=PATH, metavar="DIR", help="Write results.json and report.html there.")
 @model_options
 def eval_perplexity(
-    files: tuple[Path, ...], window: int | None, stride: int | None, rows: int, as_json: bool, **overrides: Any
+    files: tuple[Path, ...],
+    window: int | None,
+    stride: int | None,
+    rows: int,
+    as_json: bool,
+    report: Path | None,
+    **overrides: Any,
 ) -> None:
     """Perplexity and bits per byte of the text of FILES, whatever can be ingested."""
-    from app.evaluate.perplexity import render, run
+    from app.evaluate.perplexity import run
+    from app.evaluate.record import make_folder
+    from app.evaluate.run import Run
 
-    results = run(services(**overrides), files, window, stride, rows)
-    click.echo(json.dumps(results, ensure_ascii=False) if as_json else render(results))
+    make_folder(report)
+    _give(Run(run(services(**overrides), files, window, stride, rows)), as_json, report)
 
 
 @eval_group.command("compare")
@@ -139,9 +159,15 @@ def eval_perplexity(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @model_options
 def eval_compare(a: Path, b: Path, judge: str | None, as_json: bool, **overrides: Any) -> None:
-    """Set runs A and B (their --report folders) side by side, with paired significance and what flipped."""
+    """Set runs A and B (their --report folders) side by side, with paired significance and what flipped.
+
+    The options of a model are those of the loaded one that --judge asks.
+    """
     from app.evaluate.compare import compare, render
 
+    given = [name for name, value in overrides.items() if value is not None and name != "seed"]
+    if given and judge != "local":
+        raise click.UsageError(f"--{given[0]} goes with --judge alone, which loads a model; nothing else here does")
     made = services(**overrides)
     result = compare(a, b, made.settings.seed)
     if judge is not None:
@@ -167,25 +193,29 @@ def eval_compare(a: Path, b: Path, judge: str | None, as_json: bool, **overrides
 @click.option("--update", is_flag=True, help="Write the figures as the new baseline.")
 @model_options
 def eval_gate(file: Path, docs: Path, baseline: Path, update: bool, **overrides: Any) -> None:
-    """Fail (exit 1) when recall@5, contains or refusal F1 fall below a baseline by more than their tolerance."""
+    """Fail (exit 1) when figures are worse than a baseline by more than their tolerance.
+
+    These are recall@5, contains, refusal F1 and the share of answerable questions that are refused. A baseline of other
+    questions, or of another model, embedder or --k, is not compared with.
+    """
     from app.evaluate import gate
     from app.evaluate.run import Inputs, run_answers, run_retrieval
     from app.evaluate.text import render
     from app.services import DEFAULT_MODE
 
-    before = None if update else gate.read_baseline(baseline)
     made = services(**overrides)
     inputs = Inputs(file=file, docs=docs)
+    before, with_ = gate.prepare(inputs, made, baseline, update)
     found, answered = run_retrieval(inputs, made, [DEFAULT_MODE]), run_answers(inputs, made)
     click.echo(render(found.results) + "\n\n" + render(answered.results) + "\n")
     figures = gate.taken(found, answered)
     if before is None:
-        gate.write_baseline(baseline, figures, answered)
+        gate.write_baseline(baseline, figures, with_)
         click.echo(f"Written to {baseline}: " + ", ".join(f"{name} {100 * v:.1f}" for name, v in figures.items()))
         return
     lines, good = gate.judge(figures, before)
     click.echo("\n".join(lines))
     if not good:
         raise AppError(
-            f"figures fell below {baseline}; mend the cause, or accept the fall on purpose with --update and commit it"
+            f"figures are worse than {baseline}; mend the cause, or accept them on purpose with --update and commit it"
         )

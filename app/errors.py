@@ -3,3 +3,7 @@
 
 class AppError(Exception):
     """A setting, file or request that cannot be used; the message says why and what to do."""
+
+
+class Misuse(AppError):
+    """Words on the command line that do not go together: exit 2, like click's own usage errors."""

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -17,9 +17,10 @@ from ingest.loaders import LOADERS
 from ingest.report import Failure
 
 if TYPE_CHECKING:
+    from app.config import Settings
     from app.services import Services
     from ingest.report import Report
-    from ingest.sync import Ingestor
+    from ingest.sync import EmbedderLike, Ingestor
 
 
 def run(made: Services, paths: Sequence[Path], kb: str | None, watch: bool, rebuild: bool, as_json: bool) -> None:
@@ -98,6 +99,16 @@ def render(report: Report) -> str:
     lines = [f"{report.kb}: {counts}; {report.chunks} chunks in {report.seconds:.1f} s"]
     lines += [f"  {failure.source}: {failure.error}" for failure in report.failed]
     return "\n".join(lines)
+
+
+def reader(settings: Settings) -> Ingestor:
+    """For listing what there is: inbox and manifest alone, so that neither models nor index need be in order."""
+    from ingest.sync import Ingestor
+
+    def closed(kb: str, create: bool) -> Any:
+        raise AssertionError("a listing opens no index")
+
+    return Ingestor(settings.inbox, settings.index, cast("EmbedderLike", None), closed)
 
 
 def list_kbs(ingestor: Ingestor, as_json: bool) -> str:

@@ -18,6 +18,7 @@ from ingest.loaders import load, loader_of
 from ingest.manifest import FileRow, KbRow
 from ingest.report import Event, Failure, Progress, Report
 from vectorstore.check import is_sound
+from vectorstore.client import check_database
 from vectorstore.errors import other_embedder
 from vectorstore.marker import read_marker
 
@@ -106,6 +107,8 @@ class Run:
             self._start_anew()
         elif known and known.embedder != self.ingestor.embedder.identity:
             raise other_embedder(self.kb, known.embedder, self.ingestor.embedder.identity)
+        # A run with nothing to do opens no index, and must not call a damaged one unchanged.
+        check_database(self.ingestor.chroma)
 
     def _start_anew(self) -> None:
         """Empties the index of this knowledge base; then every file has to be read, whatever was asked for."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import sqlite3
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -23,6 +25,25 @@ def unusable(folder: Path, cause: object) -> StoreError:
     return StoreError(
         f"the index in {folder} cannot be used ({said}); move this folder away and run `paddock ingest` again"
     )
+
+
+def check_database(folder: Path) -> None:
+    """Raises StoreError when the index's database is none any more. Costs a millisecond and no import of chromadb.
+
+    Only where this process does not have the index open: it would have noticed, and closing a second connection would
+    drop the locks of the first.
+    """
+    with _clients_lock:
+        if folder.resolve() in _clients or not (folder / DATABASE).is_file():
+            return
+        try:
+            uri = f"{(folder / DATABASE).absolute().as_uri()}?mode=ro"
+            with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=5)) as database:
+                database.execute("SELECT count(*) FROM collections").fetchone()
+        except sqlite3.OperationalError:
+            return  # locked by another process, for one: whoever opens it next will tell
+        except sqlite3.DatabaseError as error:
+            raise unusable(folder, error) from error
 
 
 class IndexClient:

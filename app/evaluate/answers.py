@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from app.lines import is_valid, read_lines
 from app.prompt import language_of
 
 Row = dict[str, Any]
+NO_PASSAGE = "its gold passage is not known, so it cannot be asked with --gold-context"
+# What a row of an earlier run must have to be kept.
+WHOLE = {"id", "kb", "question", "answer", "refused", "citations", "retrieved", "timings", "passages", "scores"}
 GOLD_TOKENS = 0.75  # share of the prompt's room that a gold passage may take before it is cut to its chunks
 
 # name in the table -> what one row adds; None where the figure is not about it
@@ -38,8 +42,8 @@ FIGURES: dict[str, Callable[[Row], Parts | None]] = {
         float(row["refused"]) + float(not row["answerable"]),
     ),
     "false refusals": lambda row: (float(row["refused"]), 1.0) if row["answerable"] else None,
-    "citation precision": lambda row: _citation(row, "citations_holding", len(row["citations"])),
-    "citation recall": lambda row: _citation(row, "cited_holding", int(row["in_context"])),
+    "citation precision": lambda row: _citation(row, row["chunks_holding"], row["chunks_cited"]),
+    "citation recall": lambda row: _citation(row, row["chunks_holding"] > 0, row["in_context"]),
     "groundedness": lambda row: None if row["groundedness"] is None else (row["groundedness"], 1.0),
 }
 
@@ -48,8 +52,8 @@ def _of_answerable(row: Row, name: str) -> Parts | None:
     return (float(row["scores"][name]), 1.0) if row["answerable"] else None
 
 
-def _citation(row: Row, held: str, of: int) -> Parts | None:
-    return (float(row[held]), float(of)) if row["answerable"] and of else None
+def _citation(row: Row, held: int, of: int) -> Parts | None:
+    return (float(held), float(of)) if row["answerable"] and of else None
 
 
 def parts_of(row: Row) -> dict[str, Parts]:
@@ -107,31 +111,50 @@ def said(row: Row) -> str:
 # -- asking ------------------------------------------------------------------------------------------------------
 
 
-def evaluate(
+@dataclass
+class Plan:
+    """What becomes of each question: rows of an earlier run, rows that tell a fault, and what is to be asked."""
+
+    kept: list[Row] = field(default_factory=list)
+    failed: list[Row] = field(default_factory=list)
+    todo: list[tuple[Gold, Question]] = field(default_factory=list)
+
+
+def plan(
     questions: Sequence[Gold],
     corpus: Corpus,
     kb: str,
     k: int,
     gold_context: bool = False,
-    rows: int = 16,
     known: Mapping[str, Row] | None = None,
-) -> Iterator[Row]:
-    """Scored rows, as the questions are answered; `known` rows of an earlier run are taken over first.
+) -> Plan:
+    """Sorts the questions. An answer in `known` is kept where the same was asked, and scored anew: the gold answers may
+    have changed since.
 
     With gold_context the model reads the passage that holds the answer instead of what is retrieved; questions of
     which it is not known are rows with an `error`.
     """
-    known = known or {}
-    todo: list[tuple[Gold, Question]] = []
+    found = Plan()
     for gold in questions:
-        if (row := known.get(gold.id)) is not None and row["question"] == gold.question:
-            yield row
-            continue
         passages = gold_passages(gold, corpus, gold.kb or kb) if gold_context else None
+        row = (known or {}).get(gold.id)
         if passages == []:
-            yield _failed(gold, "its gold passage is not known, so it cannot be asked with --gold-context")
+            found.failed.append(_failed(gold, NO_PASSAGE))
+        elif row is not None and _was_asked(row, gold, passages):
+            found.kept.append(rescored(row, gold))
         else:
-            todo.append((gold, Question(gold.question, gold.kb or kb, k, passages)))
+            found.todo.append((gold, Question(gold.question, gold.kb or kb, k, passages)))
+    return found
+
+
+def _was_asked(row: Row, gold: Gold, passages: Sequence[Document] | None) -> bool:
+    """Whether a row answers this very question, to this knowledge base and from these passages."""
+    given = row["retrieved"] if passages is None else [passage.metadata["chunk_id"] for passage in passages]
+    return (row["question"], row["kb"], row["retrieved"]) == (gold.question, gold.kb, given)
+
+
+def ask(todo: Sequence[tuple[Gold, Question]], corpus: Corpus, rows: int = 16) -> Iterator[Row]:
+    """Scored rows, as the questions are answered."""
     for index, answer in corpus.services.answerer.answer_batch([question for _, question in todo], rows):
         gold = todo[index][0]
         yield scored(gold, answer) if isinstance(answer, Answer) else _failed(gold, str(answer))
@@ -142,20 +165,26 @@ def _failed(gold: Gold, error: str) -> Row:
 
 
 def scored(gold: Gold, answer: Answer) -> Row:
-    """The answer's JSON with the gold answers, its scores, and the passages that the model read."""
-    row: Row = {"id": gold.id, **answer.to_json(), "answers": list(gold.answers), "answerable": gold.answerable}
-    cited = [citation.text for citation in answer.citations]
+    """The answer's JSON with the passages that the model read, the gold answers and the scores."""
+    passages = [shown_passage(chunk) for chunk in answer.passages]
+    return rescored({"id": gold.id, "kb": gold.kb, **answer.to_json(), "passages": passages}, gold)
+
+
+def rescored(row: Row, gold: Gold) -> Row:
+    """A row with its scores by these gold answers; all that they depend on is in it."""
     text = said(row)
-    holding = [holds_any(each, gold.answers) for each in cited]
+    # A chunk that is quoted three times is one chunk.
+    cited = {citation["chunk_id"]: citation["text"] for citation in row["citations"]}
     return {
         **row,
+        "answers": list(gold.answers),
+        "answerable": gold.answerable,
         "language": language_of(gold.question),
         "scores": score(text, gold.answers, gold.question),
-        "in_context": any(holds_any(chunk.page_content, gold.answers) for chunk in answer.passages),
-        "citations_holding": sum(holding),
-        "cited_holding": int(any(holding)),
-        "groundedness": None if answer.refused else groundedness(text, cited),
-        "passages": [shown_passage(chunk) for chunk in answer.passages],
+        "in_context": any(holds_any(passage["text"], gold.answers) for passage in row["passages"]),
+        "chunks_cited": len(cited),
+        "chunks_holding": sum(holds_any(each, gold.answers) for each in cited.values()),
+        "groundedness": None if row["refused"] else groundedness(text, cited.values()),
     }
 
 
@@ -196,7 +225,7 @@ def read_rows(path: Path) -> dict[str, Row]:
                 row = json.loads(line) if is_valid(line) else {}
             except ValueError:
                 continue
-            if isinstance(row, dict) and isinstance(row.get("scores"), dict) and isinstance(row.get("id"), str):
+            if isinstance(row, dict) and row.keys() >= WHOLE and isinstance(row["id"], str):
                 rows[row["id"]] = row
     return rows
 

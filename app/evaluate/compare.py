@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app.errors import AppError
 from app.evaluate import answers, retrieval
 from app.evaluate.record import ROWS, read_results
-from app.evaluate.stats import Parts, paired
+from app.evaluate.stats import Parts, paired, ratio
 from app.lines import is_valid, read_lines
 
 Row = dict[str, Any]
@@ -49,7 +50,17 @@ def compare(a: Path, b: Path, seed: int = 0) -> dict[str, Any]:
         raise AppError(f"{a} or {b} was not written whole by `paddock eval` ({error}); evaluate again") from error
 
 
-def _compared(a: Path, b: Path, seed: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Pair:
+    """Two runs of one kind; `shared` are the keys of the questions that both have, by id and text."""
+
+    results: tuple[Row, Row]
+    rows: tuple[dict[str, Row], dict[str, Row]]
+    shared: list[str]
+
+
+def read_pair(a: Path, b: Path) -> Pair:
+    """Raises AppError for runs of different kinds or without common questions."""
     kinds = [read_results(folder)["kind"] for folder in (a, b)]
     if kinds[0] != kinds[1]:
         raise AppError(f"{a} is a run of kind {kinds[0]} and {b} one of kind {kinds[1]}; give two of one kind")
@@ -58,13 +69,19 @@ def _compared(a: Path, b: Path, seed: int) -> dict[str, Any]:
     shared = [id_ for id_ in rows_a if id_ in rows_b and rows_a[id_]["question"] == rows_b[id_]["question"]]
     if not shared:
         raise AppError(f"{a} and {b} have no question in common; compare runs of the same questions")
+    return Pair((results_a, results_b), (rows_a, rows_b), shared)
+
+
+def _compared(a: Path, b: Path, seed: int) -> dict[str, Any]:
+    pair = read_pair(a, b)
+    (results_a, results_b), (rows_a, rows_b), shared = pair.results, pair.rows, pair.shared
     parts = PARTS[results_a["kind"]]
     columns_a, columns_b = _columns(rows_a, shared, parts), _columns(rows_b, shared, parts)
-    figures = {}
-    for name in columns_a:
-        difference = paired(columns_a[name], columns_b.get(name, {}), seed)
-        if difference is not None:
-            figures[name] = difference.to_json()
+    figures = {
+        name: found
+        for name in dict.fromkeys([*columns_a, *columns_b])
+        if (found := _side_by_side(columns_a.get(name, {}), columns_b.get(name, {}), seed)) is not None
+    }
     return {
         "kind": results_a["kind"],
         "a": str(a),
@@ -76,6 +93,18 @@ def _compared(a: Path, b: Path, seed: int) -> dict[str, Any]:
         "figures": figures,
         "flipped": _flipped(rows_a, rows_b, shared),
     }
+
+
+def _side_by_side(a: Mapping[str, Parts], b: Mapping[str, Parts], seed: int) -> dict[str, Any] | None:
+    """A figure of both runs; of one alone where the other has none (nothing was refused, for one), without a p."""
+    difference = paired(a, b, seed)
+    if difference is not None:
+        return difference.to_json()
+    one, other = ratio(list(a.values()), seed), ratio(list(b.values()), seed)
+    if not (one.n or other.n):
+        return None
+    nothing = dict.fromkeys(("difference", "low", "high", "p"))
+    return {"a": one.to_json()["value"], "b": other.to_json()["value"], **nothing, "n": one.n + other.n}
 
 
 def _by_mode(results: Mapping[str, Any], rows: dict[str, Row]) -> dict[str, Row]:
@@ -139,12 +168,7 @@ def render(result: Mapping[str, Any], shown: int = 10) -> str:
         lines.append(f"  {name}: {a} -> {b}")
     width = max(len(name) for name in result["figures"])
     lines.append(f"{'':{width}}       A       B   B - A   95% interval        p")
-    for name, each in result["figures"].items():
-        a, b, difference, low, high = (100 * each[key] for key in ("a", "b", "difference", "low", "high"))
-        p = each["p"]
-        lines.append(
-            f"{name:{width}}  {a:6.1f}  {b:6.1f}  {difference:+6.1f}   {f'[{low:+.1f}, {high:+.1f}]':16} {p:6.3f}"
-        )
+    lines += [f"{name:{width}}  {_columns_of(each)}" for name, each in result["figures"].items()]
     won, lost = result["flipped"]["won"], result["flipped"]["lost"]
     lines.append(f"flipped: {len(won)} won, {len(lost)} lost")
     for word, rows in (("won ", won), ("lost", lost)):
@@ -162,6 +186,17 @@ def render(result: Mapping[str, Any], shown: int = 10) -> str:
             f"{judged['inconsistent']} inconsistent verdicts dropped, {judged['failed']} failed"
         )
     return "\n".join(lines)
+
+
+def _columns_of(figure: Mapping[str, Any]) -> str:
+    """A, B, B - A, interval and p of a figure."""
+    a, b = (f"{'–' if figure[side] is None else f'{100 * figure[side]:.1f}':>6}" for side in ("a", "b"))
+    if figure["p"] is None:
+        return f"{a}  {b}  {'–':>6}"
+    low, high, p = 100 * figure["low"], 100 * figure["high"], figure["p"]
+    # Fewer than one resample in a thousand is all that can be told from 2,000 of them.
+    shown = "<0.001" if p < 0.001 else f"{p:.3f}"
+    return f"{a}  {b}  {100 * figure['difference']:+6.1f}   {f'[{low:+.1f}, {high:+.1f}]':16} {shown:>6}"
 
 
 def _short(text: str, most: int = 100) -> str:

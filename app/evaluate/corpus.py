@@ -16,7 +16,8 @@ from app.errors import AppError
 from app.evaluate.metrics import holds
 from app.evaluate.questions import Article, Gold
 from app.services import Services
-from ingest.report import Event, Report
+from ingest.inbox import Scan, walk
+from ingest.report import Event, Failure, Report
 
 HALF = 0.5
 
@@ -68,24 +69,32 @@ class Corpus:
 
 
 def unfindable(questions: Sequence[Gold], corpus: Corpus) -> Iterator[tuple[Gold, str]]:
-    """Questions whose source is not indexed, or whose gold answers stand in no passage of it (without one: of any)."""
+    """What is wrong with questions where they are asked: their knowledge base is unknown, their source is not indexed,
+    or their gold answers stand in no passage of it (without a source: of any document). With what becomes of them.
+    """
     texts: dict[str, dict[str, list[str]]] = {}
+    known = corpus.services.ingestor.kbs()
     for gold in questions:
-        if not gold.answers:
-            continue
         kb = gold.kb or corpus.services.settings.kb
+        if gold.kb is not None and kb not in known:
+            yield gold, f"there is no knowledge base '{kb}' for question '{gold.id}'; it is left out"
+        if not gold.answers or kb not in known:
+            continue
         if kb not in texts:
             texts[kb] = _texts(corpus.services, kb)
-        if gold.source is not None and gold.source not in texts[kb]:
-            yield gold, f"the source '{gold.source}' of question '{gold.id}' is not in knowledge base '{kb}'"
-            continue
-        of = texts[kb].values() if gold.source is None else [texts[kb][gold.source]]
-        if not any(holds(text, answer) for each in of for text in each for answer in gold.answers):
-            where = "any document" if gold.source is None else gold.source
-            yield (
-                gold,
-                f"no gold answer of question '{gold.id}' ('{gold.answers[0][:60]}') stands in a passage of {where}",
-            )
+        if (what := _not_in(gold, texts[kb], kb)) is not None:
+            yield gold, f"{what}; it is scored all the same"
+
+
+def _not_in(gold: Gold, texts: Mapping[str, list[str]], kb: str) -> str | None:
+    """What of a question cannot be found among the passages of a knowledge base, if anything."""
+    if gold.source is not None and gold.source not in texts:
+        return f"the source '{gold.source}' of question '{gold.id}' is not in knowledge base '{kb}'"
+    of = texts.values() if gold.source is None else [texts[gold.source]]
+    if any(holds(text, answer) for each in of for text in each for answer in gold.answers):
+        return None
+    where = "any document" if gold.source is None else gold.source
+    return f"no gold answer of question '{gold.id}' ('{gold.answers[0][:60]}') stands in a passage of {where}"
 
 
 def _texts(services: Services, kb: str) -> dict[str, list[str]]:
@@ -115,11 +124,15 @@ def of_articles(articles: Sequence[Article], settings: Settings, progress: Calla
 
 
 def of_folder(folder: Path, settings: Settings, progress: Callable[[Event], None]) -> Corpus:
-    """A knowledge base of the documents in a folder (without its sub-folders' names becoming knowledge bases)."""
+    """A knowledge base of the documents in a folder (without its sub-folders' names becoming knowledge bases).
+
+    They are those that ingest would read there: nothing hidden, and no link is followed.
+    """
     if not folder.is_dir():
         raise AppError(f"there is no folder {folder}; give one with documents")
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    files = {path.relative_to(folder).as_posix(): path for path in paths}
+    scan = Scan()
+    walk(folder, "", scan)
+    files = {source: file.path for source, file in scan.files.items()}
 
     def write(target: Path) -> None:
         for name, path in files.items():
@@ -128,7 +141,9 @@ def of_folder(folder: Path, settings: Settings, progress: Callable[[Event], None
 
     # A named knowledge base: sub-folders of the inbox's own top level would become others.
     made = _built(((name, path.read_bytes()) for name, path in files.items()), write, settings, kb="docs")
-    return Corpus(made, {}, made.ingestor.sync("docs", progress=progress))
+    report = made.ingestor.sync("docs", progress=progress)
+    report.failed += [Failure(source, what) for source, what in scan.trouble.items()]
+    return Corpus(made, {}, report)
 
 
 def _built(

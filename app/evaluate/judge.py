@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from app.errors import AppError
-from app.evaluate.compare import read_run
+from app.evaluate.compare import read_pair
 
 if TYPE_CHECKING:
     from llama.engine import Engine
@@ -108,14 +108,14 @@ def judge_runs(a: Path, b: Path, judge: Judge, advance: Callable[[int, str], Non
 
     Raises AppError for runs without answers, and when the judge cannot be reached.
     """
-    (results_a, rows_a), (results_b, rows_b) = read_run(a), read_run(b)
-    if {results_a["kind"], results_b["kind"]} != {"answers"}:
+    pair = read_pair(a, b)
+    if pair.results[0]["kind"] != "answers":
         raise AppError("only runs of `paddock eval answers` can be judged")
     found = dict.fromkeys(("a", "b", "ties", "identical", "inconsistent", "failed"), 0)
     in_a_row = 0
-    for id_ in (id_ for id_ in rows_a if id_ in rows_b):
+    for id_ in pair.shared:
         advance(1, id_)
-        row_a, row_b = rows_a[id_], rows_b[id_]
+        row_a, row_b = pair.rows[0][id_], pair.rows[1][id_]
         if row_a["answer"].strip() == row_b["answer"].strip():
             found["ties"], found["identical"] = found["ties"] + 1, found["identical"] + 1
             continue

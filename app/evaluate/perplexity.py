@@ -7,7 +7,7 @@ into lines. Bits per byte beside it can be compared across tokenizers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -17,7 +17,8 @@ import click
 import torch
 import torch.nn.functional as F
 
-from app.errors import AppError
+from app.errors import AppError, Misuse
+from app.evaluate.record import surroundings
 from app.progress import bar
 from ingest.errors import IngestError
 from ingest.loaders import load
@@ -77,15 +78,48 @@ class Perplexity:
 def run(services: Services, files: Sequence[Path], window: int | None, stride: int | None, rows: int) -> dict[str, Any]:
     """Figures of every file and of all together; a file that cannot be read is told and left out.
 
-    Raises AppError when a window is longer than the model's context, or no file can be read.
+    Raises Misuse when the windows leave tokens out, and AppError when a window is longer than the model's context or no
+    file can be read.
     """
+    if window and stride:
+        _check_stride(window, stride)
     engine = services.engine
     size = window or min(WINDOW, engine.context_length)
     step = stride or max(size // 2, 1)
     if size > engine.context_length:
         raise AppError(f"--window {size} exceeds the model's context of {engine.context_length}; choose a smaller one")
-    if step >= size:
-        raise AppError(f"--stride {step} must be smaller than the window of {size}; tokens in between would be skipped")
+    _check_stride(size, step)
+    texts, failed = _read(files)
+    total, each = Perplexity(), {}
+    with bar(sum(len(text) for text in texts.values()), "character") as advance:
+        for name, text in texts.items():
+            found = measure(engine, text, size, step, rows, lambda n, name=name: advance(n, name))  # type: ignore[misc]
+            total.add(found)
+            each[name] = found.to_json()
+    if not total.tokens:
+        raise AppError("the files hold less than two tokens; give longer ones")
+    about = surroundings(services.settings)
+    about["model"]["dtype"] = str(engine.dtype).removeprefix("torch.")
+    return {
+        "kind": "perplexity",
+        **about,
+        "window": size,
+        "stride": step,
+        "files": each,
+        "failed": failed,
+        **total.to_json(),
+    }
+
+
+def _check_stride(window: int, stride: int) -> None:
+    if stride >= window:
+        raise Misuse(
+            f"--stride {stride} must be smaller than the window of {window}; tokens in between would be skipped"
+        )
+
+
+def _read(files: Sequence[Path]) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """The text of each file, and those that cannot be read, which are told. Raises AppError when none can be."""
     texts: dict[str, str] = {}
     failed: list[dict[str, str]] = []
     for path in files:
@@ -96,25 +130,7 @@ def run(services: Services, files: Sequence[Path], window: int | None, stride: i
             click.echo(f"paddock: {path}: {error}", err=True)
     if not texts:
         raise AppError("none of the files can be read, so there is nothing to measure")
-    total, each = Perplexity(), {}
-    with bar(sum(len(text) for text in texts.values()), "character") as advance:
-        for name, text in texts.items():
-            found = measure(engine, text, size, step, rows)
-            total.add(found)
-            each[name] = found.to_json()
-            advance(len(text), name)
-    if not total.tokens:
-        raise AppError("the files hold less than two tokens; give longer ones")
-    return {
-        "kind": "perplexity",
-        "model": services.model_name,
-        "dtype": str(engine.dtype).removeprefix("torch."),
-        "window": size,
-        "stride": step,
-        "files": each,
-        "failed": failed,
-        **total.to_json(),
-    }
+    return texts, failed
 
 
 def _text_of(path: Path) -> str:
@@ -122,16 +138,6 @@ def _text_of(path: Path) -> str:
     if not path.exists():
         raise AppError("there is no such file")
     return "\n\n".join(document.page_content for document in load(path))
-
-
-def render(results: dict[str, Any]) -> str:
-    """A line for each file and one for all."""
-    lines = [f"{results['model']} ({results['dtype']}), windows of {results['window']}, stride {results['stride']}"]
-    lines.append("perplexity   bits/byte    tokens  file")
-    for name, each in [*results["files"].items(), ("all", results)]:
-        if each["perplexity"] is not None:
-            lines.append(f"{each['perplexity']:10.3f}  {each['bits_per_byte']:10.4f}  {each['tokens']:8}  {name}")
-    return "\n".join(lines if len(results["files"]) > 1 else lines[:-1])
 
 
 def windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
@@ -152,17 +158,26 @@ def measure(
     window: int,
     stride: int,
     rows: int = 1,
+    advance: Callable[[int], None] = lambda characters: None,
 ) -> Perplexity:
-    """The sums of one text. `window` is at most the model's context; `rows` windows run together."""
+    """The sums of one text. `window` is at most the model's context; `rows` windows run together.
+
+    `advance` hears of the characters that are done, those of the whole text in the end.
+    """
     tokenizer, found = engine.tokenizer, Perplexity()
     ids = [*([tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []), *tokenizer.encode(text)]
     found.bytes = sum(len(tokenizer.bytes_of(token)) for token in ids[1:])
+    told = 0
     # Windows of one length make an even batch; only the first and the last have another.
     for _, alike in groupby(windows(len(ids), window, stride), lambda w: (w.end - w.start, w.scored - w.start)):
         group = iter(alike)
         while batch := list(islice(group, rows)):
             found.loss += _loss(engine, ids, batch)
             found.tokens += sum(each.end - each.scored for each in batch)
+            done = len(text) * batch[-1].end // len(ids)
+            advance(done - told)
+            told = done
+    advance(len(text) - told)
     return found
 
 

@@ -30,10 +30,9 @@ def recorded(kind: str, dataset: Dataset, limit: int | None, place: Corpus) -> R
     settings = services.settings
     return {
         "kind": kind,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "dataset": {
             "name": dataset.name,
-            "sha256": _digest([[gold.id, gold.question, list(gold.answers)] for gold in dataset.questions]),
+            "sha256": dataset_digest(dataset),
             "questions": len(dataset.questions),
             "limit": limit,
             "documents": len(services.ingestor.manifest.files(settings.kb)),
@@ -43,14 +42,28 @@ def recorded(kind: str, dataset: Dataset, limit: int | None, place: Corpus) -> R
             ),
             "faults": dataset.faults,
         },
-        "settings": _settings(settings),
-        "model": {"name": services.model_name, "sha256": _file_digest(settings.path_of_model(settings.model))},
-        "adapter": None,
         "embedder": services.embedder.identity,
+        **surroundings(settings),
+    }
+
+
+def surroundings(settings: Settings) -> Row:
+    """Settings, model, versions and machine of a run, whatever it measures."""
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "settings": _settings(settings),
+        "model": model_of(settings),
+        "adapter": None,
         "seed": settings.seed,
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONS}},
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
     }
+
+
+def model_of(settings: Settings) -> Row:
+    """The LLaMA by name and content."""
+    path = settings.path_of_model(settings.model)
+    return {"name": path.name, "sha256": _file_digest(path)}
 
 
 def _settings(settings: Settings) -> Row:
@@ -59,9 +72,19 @@ def _settings(settings: Settings) -> Row:
 
 
 def identity_of(head: Row) -> str:
-    """What the answer to a question depends on. How many questions are asked is no part of it."""
+    """What the answer to a question depends on. Which questions are asked, and what they are scored by, is no part."""
     parts = {name: head[name] for name in ("kind", "settings", "model", "adapter", "embedder", "gold_context", "k")}
-    return _digest([parts, head["dataset"]["name"], head["dataset"]["index"]])
+    return _digest([parts, head["dataset"]["index"]])
+
+
+def dataset_digest(dataset: Dataset) -> str:
+    """Of the questions and all that is right about them."""
+    return _digest(
+        [
+            [gold.id, gold.question, list(gold.answers), gold.answerable, gold.kb, gold.relevant]
+            for gold in dataset.questions
+        ]
+    )
 
 
 def _digest(value: Any) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.errors import AppError
 from app.evaluate import charts
 from app.evaluate.compare import is_right
 from app.evaluate.record import ROWS, write_json, write_rows
 from app.evaluate.run import Run
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 Row = dict[str, Any]
 WORST = 50
@@ -25,30 +28,48 @@ KINDS = {
 
 
 def write_report(run: Run, folder: Path) -> None:
-    """Writes the three files, each in one step. Raises AppError when the folder cannot be written."""
+    """Writes the three files (two for perplexity, which has no rows), each in one step.
+
+    Raises AppError when the folder cannot be written.
+    """
+    kind = run.results["kind"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_rows(folder / ROWS[run.results["kind"]], run.rows)
+        if kind in ROWS:
+            write_rows(folder / ROWS[kind], run.rows)
         write_json(folder / "results.json", run.results)
         part = folder / "report.html.part"
-        part.write_text(page(run), encoding="utf-8")
+        part.write_text(page(run) if kind in ROWS else page_of_perplexity(run.results), encoding="utf-8")
         part.replace(folder / "report.html")
     except OSError as error:
         raise AppError(f"{folder} cannot be written ({error.strerror}); choose another --report") from error
 
 
-def page(run: Run) -> str:
-    """The HTML of a run."""
+def _template(name: str) -> Template:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    return environment.get_template(name)
+
+
+def page_of_perplexity(results: Row) -> str:
+    """The HTML of `paddock eval perplexity`: figures of every file, the lowest perplexity last."""
+    files = sorted(results["files"].items(), key=lambda item: -(item[1]["perplexity"] or 0.0))
+    rows = [("all", results), *files] if len(files) > 1 else files
+    title = files[0][0] if len(files) == 1 else f"{len(files)} files"
+    return _template("perplexity.html.j2").render(title=title, results=results, rows=rows, settings=_flat(results))
+
+
+def page(run: Run) -> str:
+    """The HTML of a run that asked questions."""
     good = [row for row in run.rows if "error" not in row]
     answers = run.results["kind"] == "answers"
     cases = [_case(row) for row in sorted(good, key=_badness)[:WORST]]
     figures = _tables(run.results, answers)
-    return environment.get_template("report.html.j2").render(
+    return _template("report.html.j2").render(
+        title=run.results["dataset"]["name"],
         results=run.results,
         figures=figures,
         charts=_charts_of_answers(good) if answers else _charts_of_retrieval(run),
@@ -71,7 +92,9 @@ def _tables(results: dict[str, Any], answers: bool) -> dict[str, dict[str, Any]]
 
 def _flat(results: dict[str, Any]) -> dict[str, Any]:
     """Settings, models, versions and machine, a line each."""
-    named = {**results["settings"], "embedder": results["embedder"], "seed": results["seed"]}
+    named: dict[str, Any] = results["settings"] | {
+        name: results[name] for name in ("embedder", "seed") if name in results
+    }
     for group in ("model", "versions", "machine"):
         named |= {f"{group}: {name}": value for name, value in results[group].items()}
     return named

@@ -60,27 +60,44 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """A row for every question: the retriever of a mode is asked whatever has something relevant.
 
-    Raises AppError when no question says what is relevant for it, or when a knowledge base holds nothing.
+    A question of its own knowledge base that does not exist is left out; of one that is empty, nothing is found.
+    Raises AppError when no question says what is relevant for it, or when none can be asked.
     """
     asked = [gold for gold in questions if gold.relevant or gold.answers]
     if not asked:
         raise AppError("no question names a source or a gold answer, so there is nothing to measure retrieval by")
-    retrievers: dict[str, BaseRetriever] = {}
-    for name in {gold.kb or kb for gold in asked}:
-        retriever = corpus.services.retriever(name, DEPTH, mode)
-        if retriever is None:
-            raise AppError(f"the knowledge base '{name}' holds no documents; ingest some, then evaluate")
-        retrievers[name] = retriever
-        retriever.invoke(asked[0].question)  # what is loaded at the first query is not the query's latency
+    retrievers, fault = _retrievers({gold.kb or kb: None for gold in asked}, corpus, kb, mode)
+    asked = [gold for gold in asked if (gold.kb or kb) in retrievers]
+    if not any(retrievers.values()):
+        raise AppError(fault or f"the knowledge base '{kb}' holds no documents; ingest some, then evaluate")
+    for each in filter(None, retrievers.values()):
+        each.invoke(asked[0].question)  # what is loaded at the first query is not the query's latency
     found = []
     for gold in asked:
         started = time.perf_counter()
-        chunks = retrievers[gold.kb or kb].invoke(gold.question)
+        retriever = retrievers[gold.kb or kb]
+        chunks = [] if retriever is None else retriever.invoke(gold.question)
         seconds = time.perf_counter() - started
         found.append(_ranked(gold, chunks, corpus, seconds))
         advance(1, gold.id)
     _score(found)
     return [{"mode": mode, **one.to_json()} for one in found]
+
+
+def _retrievers(
+    names: Iterable[str], corpus: Corpus, kb: str, mode: str
+) -> tuple[dict[str, BaseRetriever | None], str | None]:
+    """The retriever of each knowledge base, None where it is empty; and the fault of one that does not exist."""
+    found: dict[str, BaseRetriever | None] = {}
+    fault = None
+    for name in names:
+        try:
+            found[name] = corpus.services.retriever(name, DEPTH, mode)
+        except AppError as error:
+            fault = str(error)
+            if name == kb:
+                raise
+    return found, fault
 
 
 def _ranked(gold: Gold, chunks: Sequence[Document], corpus: Corpus, seconds: float) -> Retrieved:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from app.errors import AppError
+from app.errors import AppError, Misuse
 from app.evaluate import answers, corpus, retrieval
 from app.evaluate.beir import read_beir
 from app.evaluate.corpus import Corpus, unfindable
@@ -36,13 +36,15 @@ class Inputs:
     docs: Path | None = None
     limit: int | None = None
 
-    def read(self, seed: int) -> Dataset:
-        """The questions, `limit` of them. Raises AppError when they are none or more than one set."""
-        given = [bool(self.file), bool(self.squad), bool(self.beir)]
-        if sum(given) != 1:
-            raise AppError("give the questions as one of FILE, --squad FILE and --beir DIR")
+    def __post_init__(self) -> None:
+        """Raises Misuse when it is not one set of questions."""
+        if sum([bool(self.file), bool(self.squad), bool(self.beir)]) != 1:
+            raise Misuse("give the questions as one of FILE, --squad FILE and --beir DIR")
         if self.docs and not self.file:
-            raise AppError("--docs goes with a FILE of questions; the other sets bring their own documents")
+            raise Misuse("--docs goes with a FILE of questions; the other sets bring their own documents")
+
+    def read(self, seed: int) -> Dataset:
+        """The questions, `limit` of them. Raises AppError for a file or folder that cannot be used."""
         if self.squad:
             found = read_squads(self.squad)
         elif self.beir:
@@ -65,8 +67,7 @@ class Inputs:
             dataset.faults += [f"{each.source}: {each.error}" for each in found.report.failed]
         if self.file is not None:
             dataset.faults += [
-                f"{self.file}:{gold.line}: {what}; it is scored all the same"
-                for gold, what in unfindable(dataset.questions, found)
+                f"{self.file}:{gold.line}: {what}" for gold, what in unfindable(dataset.questions, found)
             ]
         return found
 
@@ -120,7 +121,8 @@ def run_answers(
 ) -> Run:
     """Answers and scores every question; with `report`, each row is on disk as soon as it is there.
 
-    resume takes over the rows of `report` that an earlier run with the same settings left. Raises AppError.
+    resume takes over the answers in `report` that an earlier run with the same settings left, and scores them by the
+    gold answers as they are now. Raises AppError.
     """
     settings = services.settings
     make_folder(report)
@@ -138,16 +140,18 @@ def run_answers(
     head["identity"] = identity_of(head)
     known = _known(report, head["identity"]) if report and resume else {}
     started = time.perf_counter()
-    taken: dict[str, Row] = {}
-    with bar(len(dataset.questions), "question") as advance, _Log(report, head, known.values()) as log:
-        kb = place.services.settings.kb
-        for row in answers.evaluate(dataset.questions, place, kb, settings.k, gold_context, rows, known):
-            if row["id"] not in known:
-                log.write(row)
+    plan = answers.plan(dataset.questions, place, place.services.settings.kb, settings.k, gold_context, known)
+    taken = {row["id"]: row for row in [*plan.kept, *plan.failed]}
+    # Answers to questions that are not asked this time (a smaller --limit) stay until the run is through.
+    others = [row for id_, row in known.items() if id_ not in {gold.id for gold in dataset.questions}]
+    with bar(len(dataset.questions), "question") as advance, _Log(report, head, [*plan.kept, *others]) as log:
+        advance(len(taken), "kept")
+        for row in answers.ask(plan.todo, place, rows):
+            log.write(row)
             taken[row["id"]] = row
             advance(1, row["id"])
     ordered = [taken[gold.id] for gold in dataset.questions]
-    return Run(_answer_results(head, ordered, len(known), time.perf_counter() - started, settings.seed), ordered)
+    return Run(_answer_results(head, ordered, len(plan.kept), time.perf_counter() - started, settings.seed), ordered)
 
 
 def _answer_results(head: Row, rows: Sequence[Row], kept: int, seconds: float, seed: int) -> Row:
@@ -210,7 +214,7 @@ def _known(report: Path, identity: str) -> dict[str, Row]:
     before = read_results(report)
     if before.get("identity") != identity:
         raise AppError(
-            f"{report} holds a run with other questions, settings, documents or model; "
+            f"{report} holds a run with other settings, documents or model; "
             "choose another --report, or leave out --resume to begin anew"
         )
     return answers.read_rows(report / "answers.jsonl")

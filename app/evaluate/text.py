@@ -28,6 +28,8 @@ def side_by_side(figures: dict[str, dict[str, Any]]) -> str:
 
 def render(results: dict[str, Any]) -> str:
     """What `paddock eval` prints of a run."""
+    if results["kind"] == "perplexity":
+        return _perplexity(results)
     data = results["dataset"]
     head = f"{data['name']}: {data['questions']} questions, {data['documents']} documents, {data['chunks']} chunks"
     if results["kind"] == "retrieval":
@@ -57,3 +59,14 @@ def _modes(results: dict[str, Any]) -> str:
         lines += ["by the question's language", side_by_side(languages)]
     times = [f"{mode} {t['p50_ms']:.0f} and {t['p95_ms']:.0f} ms" for mode, t in results["latency"].items()]
     return "\n".join([*lines, f"latency of a query (p50 and p95): {', '.join(times)}"])
+
+
+def _perplexity(results: dict[str, Any]) -> str:
+    """A line for each file and one for all."""
+    model = results["model"]
+    lines = [f"{model['name']} ({model['dtype']}), windows of {results['window']}, stride {results['stride']}"]
+    lines.append("perplexity   bits/byte    tokens  file")
+    for name, each in [*results["files"].items(), ("all", results)]:
+        if each["perplexity"] is not None:
+            lines.append(f"{each['perplexity']:10.3f}  {each['bits_per_byte']:10.4f}  {each['tokens']:8}  {name}")
+    return "\n".join(lines if len(results["files"]) > 1 else lines[:-1])

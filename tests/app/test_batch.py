@@ -11,6 +11,8 @@ import pytest
 from app.answer import Answerer
 from app.batch import read_questions, run
 from app.errors import AppError
+from app.evaluate.batch_scores import score_batch
+from app.prompt import REFUSAL
 from llama.errors import LlamaError
 from llama.sampling import SamplingParams
 
@@ -64,6 +66,17 @@ def test_every_line_gets_a_line(tmp_path: Path, backend: Backend) -> None:
     assert "UTF-8" in out[-1]["error"]
 
 
+def test_an_id_that_is_none(tmp_path: Path) -> None:
+    lines = ['{"id": null, "question": "Hay?"}', '{"id": 1.5, "question": "float"}', '{"id": true, "question": 7}']
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    items = read_questions(tmp_path / "in.jsonl")
+    assert [(item.id, item.question, item.error is None) for item in items] == [
+        (1, "Hay?", True),
+        (2, "float", False),
+        (3, "", False),
+    ]
+
+
 def test_csv_and_txt(tmp_path: Path, backend: Backend) -> None:
     (tmp_path / "q.csv").write_text(
         'id,question,answers,kb\nx,"How much, exactly?",2.3 kg,\n,Salt?,"[""a"", ""b""]",empty\n,,,\n', "utf-8-sig"
@@ -110,6 +123,48 @@ def test_resume_asks_only_what_is_missing(tmp_path: Path, backend: Backend) -> N
     assert all("answer" in row for row in rows(out))
     assert {row["answer"] for row in rows(out)} == {row["answer"] for row in whole}
     assert run(items, out, answerer(backend), "default", 4, resume=True) == (0, 0)
+
+
+def test_scores_of_a_resumed_batch(tmp_path: Path, backend: Backend) -> None:
+    """Scored are the answers to the present lines, by the present gold answers; a line that lacks fields is anew."""
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+
+    def answered(*lines: dict[str, Any]) -> dict[str, Any] | None:
+        source.write_text("\n".join(map(json.dumps, lines)))
+        items = read_questions(source)
+        run(items, out, answerer(backend), "default", 4, resume=True)
+        return score_batch(items, out)
+
+    hay, salt = (
+        {"id": n, "question": q, "answers": ["2.3 kilograms"]} for n, q in ((1, "How much hay?"), (2, "Salt?"))
+    )
+    out.write_text('{"id": 1, "question": "How much hay?", "answer": "y", "answers": ["y"]}\n[1]\n')
+    first = answered(hay, salt)
+    assert first is not None
+    assert (first["scored"], first["figures"]["contains"]["value"]) == (2, 1.0)
+    backend.asked = 0
+    changed = answered({**hay, "answers": ["4 kilograms"]})
+    assert backend.asked == 0
+    assert changed is not None
+    assert (changed["scored"], changed["figures"]["contains"]["value"]) == (1, 0.0)
+    assert answered({"id": 1, "question": "How much hay?"}) is None
+
+
+def test_scores_of_refusals_and_citations(tmp_path: Path) -> None:
+    def scores_of(says: str) -> dict[str, Any]:
+        source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+        source.write_text(json.dumps({"question": "How much hay?", "answers": ["2.3 kilograms"]}))
+        items = read_questions(source)
+        chunks = [chunk("Llamas eat 2.3 kilograms. Hay lies dry.", "f"), chunk("The bridge swings.", "b")]
+        run(items, out, answerer(Backend(chunks, says)), "default", 4)
+        found = score_batch(items, out)
+        assert found is not None
+        return {name: figure["value"] for name, figure in found["figures"].items()}
+
+    refused = scores_of(REFUSAL["en"])
+    assert (refused["refused"], refused["contains"], refused["exact match"]) == (1.0, 0.0, 0.0)
+    said = scores_of("Llamas eat 2.3 kilograms. Hay lies dry. The bridge swings.")
+    assert (said["refused"], said["citation precision"]) == (0.0, 0.5), "one chunk of two, not two quotes of three"
 
 
 def test_resume_does_not_take_the_answer_of_another_question(tmp_path: Path, backend: Backend) -> None:

@@ -45,6 +45,16 @@ def test_what_nothing_supports_is_not_cited() -> None:
     assert [numbers for _, numbers in cited.pieces] == [(), (1,)]
 
 
+def test_less_than_half_of_the_words_is_no_support() -> None:
+    assert not cite("Salt blocks cost seven crowns apiece.", [FEED]).citations, "two words of six"
+    assert cite("Salt blocks cost crowns.", [FEED]).citations, "two words of four"
+
+
+def test_ties_go_to_the_more_similar_chunk() -> None:
+    same = [chunk("Salt blocks are changed on Mondays.", name, n, 0.9 - 0.1 * n) for n, name in enumerate("ab")]
+    assert [citation.source for citation in cite("They are changed on Mondays.", same).citations] == ["a"]
+
+
 def test_each_quote_has_a_number() -> None:
     answer = (
         "Llamas eat 2.3 kilograms of hay.\nHighfold was founded in 2009. Hay: 2.3 kilograms. Salt blocks on Mondays."

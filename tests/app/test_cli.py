@@ -58,6 +58,12 @@ def test_settings_that_are_wrong(home_with_models: Path) -> None:
     assert "'k' in the environment is 'many'" in complaint(paddock(home_with_models, "kb", "list", PADDOCK_K="many"))
 
 
+def test_listing_needs_no_model(home: Path) -> None:
+    for words in (["kb", "list"], ["kb", "status"]):
+        assert paddock(home, *words).returncode == 0
+    assert "folder /proc/x/index cannot be made" in complaint(paddock(Path("/proc/x"), "kb", "list"))
+
+
 def test_a_port_in_use(home_with_models: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -231,3 +231,16 @@ def test_torn_vectors_are_made_again(home: Path, write: Write) -> None:
     assert set(contents(ingestor)) == before
     assert len(store_of(ingestor, "farm").similarity_search("llama", k=chunks)) == chunks
     check_consistent(ingestor, "farm")
+
+
+def test_a_damaged_database_is_not_unchanged(home: Path, write: Write) -> None:
+    """Another process finds random bytes in its place, and nothing to do."""
+    write("farm/1.txt", "Llamas eat hay.")
+    assert open_ingestor(home, FakeEmbedder()).sync("farm").added == 1
+    database = home / "index" / "chroma" / "chroma.sqlite3"
+    command = [sys.executable, "-c", RUN.replace('open_store("warm", True)', ""), str(home)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=False).returncode == 0
+    database.write_bytes(random.Random(1).randbytes(database.stat().st_size))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert f"the index in {database.parent} cannot be used (file is not a database)" in done.stderr

@@ -20,12 +20,13 @@ def corpus(backend: Backend, articles: list[Article] = []) -> Corpus:  # noqa: B
         retriever=lambda kb, k, mode="dense": backend.retriever(kb, k),
         answerer=Answerer(backend, 4000, SamplingParams(max_tokens=50)),
         embedder=SimpleNamespace(count_tokens=lambda text: len(text.split())),
-        settings=SimpleNamespace(max_prompt_tokens=100),
+        settings=SimpleNamespace(max_prompt_tokens=100, kb="default"),
         store=lambda kb: SimpleNamespace(chunks_of=lambda doc_id: backend.chunks),
         ingestor=SimpleNamespace(
+            kbs=lambda: ["default", "empty"],
             manifest=SimpleNamespace(
                 files=lambda kb: {c.metadata["source"]: SimpleNamespace(doc_id="d") for c in backend.chunks}
-            )
+            ),
         ),
     )
     return Corpus(services, {article.name: article for article in articles})  # type: ignore[arg-type]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.answer import Answer
 from app.errors import AppError
-from app.evaluate.answers import bleu, evaluate, figures, gold_passages, read_rows, require_answers, scored
+from app.evaluate.answers import ask, bleu, figures, gold_passages, plan, read_rows, require_answers, scored
+from app.evaluate.corpus import Corpus
 from app.evaluate.questions import Article, Gold
 from app.prompt import REFUSAL
 
@@ -22,15 +26,21 @@ ASKED = Gold("hay", "How much hay?", ("2.3 kilograms",), source="feed.txt")
 UNKNOWN = Gold("none", "Who is the king?", answerable=False)
 
 
-def rows_of(says: str, *questions: Gold) -> list[dict]:
-    return list(evaluate(questions, corpus(Backend([HAY, BRIDGE], says)), "default", 2))
+def evaluate(questions: Sequence[Gold], place: Corpus, *more: Any, **named: Any) -> list[dict[str, Any]]:
+    """Rows in the order in which a run has them."""
+    found = plan(questions, place, *more, **named)
+    return [*found.kept, *found.failed, *ask(found.todo, place)]
+
+
+def rows_of(says: str, *questions: Gold) -> list[dict[str, Any]]:
+    return evaluate(questions, corpus(Backend([HAY, BRIDGE], says)), "default", 2)
 
 
 def test_a_right_answer() -> None:
     (row,) = rows_of("A llama eats 2.3 kilograms of hay.", ASKED)
     assert row["scores"]["contains"] == 1.0
     assert row["scores"]["f1"] == pytest.approx(2 * 2 / (6 + 2))
-    assert (row["in_context"], row["citations_holding"], row["cited_holding"]) == (True, 1, 1)
+    assert (row["in_context"], row["chunks_cited"], row["chunks_holding"]) == (True, 1, 1)
     assert row["groundedness"] == 1.0
     assert [p["chunk_id"] for p in row["passages"]] == ["feed.txt-0", "bridge.md-1"]
     values = {name: score.value for name, score in figures([row]).items()}
@@ -78,7 +88,7 @@ def test_gold_context_replaces_retrieval() -> None:
     place = corpus(backend, [article])
     short = Gold("s", "What?", ("hay",), source="care.txt", paragraph="care.txt#0")
     long = Gold("l", "What?", ("Salt",), source="care.txt", paragraph="care.txt#1")
-    rows = list(evaluate([short, long, UNKNOWN], place, "default", 2, gold_context=True))
+    rows = evaluate([short, long, UNKNOWN], place, "default", 2, gold_context=True)
     by = {row["id"]: row for row in rows}
     assert by["s"]["passages"][0]["text"] == "Llamas eat hay."
     assert by["s"]["retrieved"] == ["care.txt#0"]
@@ -87,16 +97,52 @@ def test_gold_context_replaces_retrieval() -> None:
     assert [c.page_content for c in gold_passages(Gold("x", "q", ("gone",), source="care.txt"), place, "default")] == []
 
 
+def test_a_chunk_counts_once_however_often_it_is_quoted() -> None:
+    feed = chunk("Llamas eat 2.3 kilograms of hay. Hay lies dry in the barn. The barn stands by the river.", "feed.txt")
+    said = "Llamas eat 2.3 kilograms of hay. Hay lies dry in the barn. The barn stands by the river. The bridge swings."
+    (row,) = evaluate([ASKED], corpus(Backend([feed, BRIDGE], said)), "default", 2)
+    assert [citation["source"] for citation in row["citations"]] == ["feed.txt"] * 3 + ["bridge.md"]
+    assert (row["chunks_cited"], row["chunks_holding"]) == (2, 1)
+    assert figures([row])["citation precision"].value == 0.5, "a chunk of two, not three quotes of four"
+    assert figures([row])["citation recall"].value == 1.0
+
+
+def test_gold_passages_are_of_the_page() -> None:
+    pages = [piece(f"Page {n} says hay.", "book.pdf", page=n) for n in (1, 2)]
+    place = corpus(Backend(pages))
+    found = gold_passages(Gold("p", "What?", ("hay",), source="book.pdf", page=2), place, "default")
+    assert [passage.metadata["page"] for passage in found] == [2]
+    found = gold_passages(Gold("p", "What?", ("hay",), source="book.pdf", page=9), place, "default")
+    assert [passage.metadata["page"] for passage in found] == [1, 2], "none is on that page: those that hold the answer"
+
+
 def test_rows_that_are_known_are_not_asked_again() -> None:
     backend = Backend([HAY], "2.3 kilograms")
     place = corpus(backend)
     first = {row["id"]: row for row in evaluate([ASKED], place, "default", 1)}
     backend.asked = 0
-    assert list(evaluate([ASKED], place, "default", 1, known=first)) == list(first.values())
+    assert evaluate([ASKED], place, "default", 1, known=first) == list(first.values())
     assert backend.asked == 0
-    other = Gold("hay", "Another question?", ("x",))
-    list(evaluate([other], place, "default", 1, known=first))
-    assert backend.asked == 1
+    for other in (Gold("hay", "Another question?", ("x",)), replace(ASKED, kb="default")):
+        assert plan([other], place, "default", 1, known=first).kept == []
+
+
+def test_known_answers_are_scored_by_the_gold_answers_of_today() -> None:
+    place = corpus(Backend([HAY], "A llama eats 2.3 kilograms of hay."))
+    first = {row["id"]: row for row in evaluate([ASKED], place, "default", 1)}
+    for changed in (replace(ASKED, answers=("4 kilograms",)), replace(ASKED, answers=(), answerable=False)):
+        (kept,) = plan([changed], place, "default", 1, known=first).kept
+        (anew,) = evaluate([changed], place, "default", 1)
+        assert kept | {"timings": 0} == anew | {"timings": 0}
+
+
+def test_another_gold_passage_is_read_anew() -> None:
+    pages = [piece(f"Page {n} says hay.", "book.pdf", page=n) for n in (1, 2)]
+    place = corpus(Backend(pages, "hay"))
+    gold = Gold("p", "What?", ("hay",), source="book.pdf", page=1)
+    first = {row["id"]: row for row in evaluate([gold], place, "default", 1, gold_context=True)}
+    assert len(plan([gold], place, "default", 1, gold_context=True, known=first).kept) == 1
+    assert plan([replace(gold, page=2)], place, "default", 1, gold_context=True, known=first).kept == []
 
 
 def test_rows_from_a_file(tmp_path: Path) -> None:

@@ -52,10 +52,14 @@ def squad(home: Path) -> Path:
     return path
 
 
-def paddock(home: Path, *words: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+def paddock(home: Path, *words: str | Path, code: int = 0, **settings: object) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "app.cli", *map(str, words)],
-        env={**os.environ, "PADDOCK_HOME": str(home)},
+        env={
+            **os.environ,
+            "PADDOCK_HOME": str(home),
+            **{f"PADDOCK_{name.upper()}": str(value) for name, value in settings.items()},
+        },
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -115,7 +119,7 @@ def test_answers_resume_and_compare(home: Path, squad: Path, tmp_path: Path) -> 
     assert (counted, judged["by"]) == (4, results["model"]["name"])
 
 
-def test_perplexity(home: Path) -> None:
+def test_perplexity(home: Path, tmp_path: Path) -> None:
     (home / "text.md").write_text("# Care\n\nLlamas eat hay, and they like it.\n" * 4)
     (home / "empty.txt").write_text("")
     done = paddock(home, "eval", "perplexity", home / "text.md", home / "empty.txt", "--json")
@@ -124,9 +128,15 @@ def test_perplexity(home: Path) -> None:
     assert results["bits_per_byte"] > 0
     assert [each["file"] for each in results["failed"]] == [str(home / "empty.txt")]
     assert "is empty" in done.stderr
-    assert "perplexity" in paddock(home, "eval", "perplexity", home / "text.md").stdout
-    for words in (["--window", "9000"], ["--window", "64", "--stride", "64"]):
-        assert len(paddock(home, "eval", "perplexity", home / "text.md", *words, code=1).stderr.splitlines()) == 1
+    assert "perplexity" in paddock(home, "eval", "perplexity", home / "text.md", "--report", tmp_path).stdout
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert kept["files"] == results["files"]
+    assert len(kept["model"]["sha256"]) == 64
+    assert {"settings", "versions", "machine", "seed"} <= set(kept)
+    assert f"{results['perplexity']:.3f}" in (tmp_path / "report.html").read_text()
+    assert (
+        len(paddock(home, "eval", "perplexity", home / "text.md", "--window", "9000", code=1).stderr.splitlines()) == 1
+    )
 
 
 def test_docs_and_gate(home: Path, tmp_path: Path) -> None:
@@ -150,14 +160,15 @@ def test_docs_and_gate(home: Path, tmp_path: Path) -> None:
     assert f"{questions}:4: no gold answer of question '4' ('not a word of it')" in made.stderr
     assert f"{questions}:5: the source 'gone.txt'" in made.stderr
     held = paddock(home, *gate)
-    assert held.stdout.count("holds") == 3
+    assert held.stdout.count("holds") == 4
+    assert "k: 4 there, 3 here" in paddock(home, *gate, code=1, k=3).stderr
     written = json.loads(baseline.read_text())
     assert written["figures"]["document recall@5"] == pytest.approx(2 / 3, abs=1e-3)
     written["figures"]["contains"] = 2.0
     baseline.write_text(json.dumps(written))
     fell = paddock(home, *gate, code=1)
     assert "FELL" in fell.stdout
-    assert "figures fell" in fell.stderr
+    assert "figures are worse" in fell.stderr
 
 
 def test_batch_scores(home: Path, tmp_path: Path) -> None:
@@ -180,9 +191,16 @@ def test_batch_scores(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["retrieval"], 1, "one of FILE"),
-        (["retrieval", "a.jsonl", "--squad", "b.json"], 1, "one of FILE"),
-        (["retrieval", "--squad", "b.json", "--docs", "d"], 1, "--docs goes with"),
+        (["retrieval"], 2, "one of FILE"),
+        (["retrieval", "a.jsonl", "--squad", "b.json"], 2, "one of FILE"),
+        (["retrieval", "--squad", "b.json", "--docs", "d"], 2, "--docs goes with"),
+        (["retrieval", "--squad", "b.json", "--kb", "nosuch"], 2, "--kb goes with"),
+        (["answers", "a.jsonl", "--docs", "d", "--kb", "nosuch"], 2, "--kb goes with"),
+        (["retrieval", "a.jsonl", "--dtype", "float32"], 2, "--dtype"),
+        (["retrieval", "a.jsonl", "--model", "m"], 2, "--model"),
+        (["compare", "a", "b", "--model", "m"], 2, "--model goes with --judge"),
+        (["compare", "a", "b", "--judge", "http://x/v1", "--device", "cpu"], 2, "--device goes with --judge"),
+        (["perplexity", "README.md", "--window", "4", "--stride", "9"], 2, "--stride 9 must be smaller"),
         (["retrieval", "--squad", "absent.json"], 1, "no file"),
         (["retrieval", "--squad", "absent.json", "--report", "README.md"], 1, "choose another --report"),
         (["answers", "data/eval/sample.jsonl", "--limit", "1", "--kb", "bare"], 1, "holds no documents"),

@@ -15,6 +15,7 @@ from app.errors import AppError
 from app.evaluate import gate
 from app.evaluate.compare import compare, render
 from app.evaluate.judge import EndpointJudge, JudgeFault, LocalJudge, judge_runs
+from app.evaluate.questions import Dataset, Gold
 from app.evaluate.run import Run
 from llama.engine import load_engine
 
@@ -28,8 +29,8 @@ def a_row(id_: str, answer: str, right: bool, answerable: bool = True, refused: 
         "answerable": answerable,
         "refused": refused,
         "citations": [],
-        "citations_holding": 0,
-        "cited_holding": 0,
+        "chunks_cited": 0,
+        "chunks_holding": 0,
         "in_context": True,
         "groundedness": None,
         "scores": {name: float(right) for name in ("exact_match", "f1", "contains", "rouge_l")},
@@ -95,6 +96,40 @@ def test_runs_that_cannot_be_compared(runs: tuple[Path, Path], tmp_path: Path) -
         compare(a, other)
 
 
+def test_the_same_id_is_not_the_same_question(runs: tuple[Path, Path]) -> None:
+    """q0's text differs in B: neither compared nor judged."""
+    a, b = runs
+    rows = [json.loads(line) for line in (b / "answers.jsonl").read_text().splitlines()]
+    rows[0]["question"] = "Quite another?"
+    (b / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compare(a, b)
+    assert (found["shared"], found["only_a"], found["only_b"]) == (40, 1, 3)
+    assert [row["id"] for row in found["flipped"]["won"]] == [f"q{i}" for i in range(1, 8)]
+    heard: list[str] = []
+    judged = judge_runs(a, b, Says(lambda first, second: "tie"), lambda n, what: heard.append(what))
+    assert (judged["ties"], len(heard)) == (40, found["shared"])
+
+
+def test_a_figure_that_one_run_alone_has(tmp_path: Path) -> None:
+    """Nothing is refused in one of the runs, so there is no precision of refusals in it."""
+    asked = [a_row("q", "x", True), a_row("u", "x", False, answerable=False)]
+    refusing = [asked[0], a_row("u", "no", False, answerable=False, refused=True)]
+    one, two = a_run(tmp_path / "one", asked), a_run(tmp_path / "two", refusing)
+    for found, a, b in ((compare(one, two), None, 1.0), (compare(two, one), 1.0, None)):
+        figure = found["figures"]["refusal precision"]
+        assert (figure["a"], figure["b"], figure["difference"], figure["p"], figure["n"]) == (a, b, None, None, 1)
+        (line,) = [line for line in render(found).splitlines() if line.startswith("refusal precision")]
+        assert line.split()[2:] == [f"{100 * x:.1f}" if x else "–" for x in (a, b)] + ["–"]
+    assert "citation precision" not in found["figures"], "neither run has it"
+
+
+def test_a_small_p_is_not_nothing(tmp_path: Path) -> None:
+    rows = [[a_row(f"q{i}", "x", right) for i in range(50)] for right in (False, True)]
+    text = render(compare(a_run(tmp_path / "a", rows[0]), a_run(tmp_path / "b", rows[1])))
+    assert "<0.001" in text
+    assert "0.000" not in text
+
+
 class Says:
     """A judge that follows a rule."""
 
@@ -117,6 +152,27 @@ def test_both_orders_must_agree(runs: tuple[Path, Path]) -> None:
     assert (biased["inconsistent"], biased["a"], biased["b"]) == (10, 0, 0)
     ties = judge_runs(*runs, Says(lambda first, second: "tie"), lambda n, what: None)
     assert ties["ties"] == 41
+
+
+@pytest.mark.parametrize(
+    ("forth", "back", "counted"),
+    [
+        ("first", "second", "a"),
+        ("second", "first", "b"),
+        ("tie", "tie", "ties"),
+        ("tie", "first", "inconsistent"),
+        ("tie", "second", "inconsistent"),
+        ("first", "tie", "inconsistent"),
+        ("second", "tie", "inconsistent"),
+        ("first", "first", "inconsistent"),
+        ("second", "second", "inconsistent"),
+    ],
+)
+def test_every_pair_of_verdicts(tmp_path: Path, forth: str, back: str, counted: str) -> None:
+    runs = [a_run(tmp_path / name, [a_row("q", name, True)]) for name in ("a", "b")]
+    found = judge_runs(*runs, Says(lambda first, second: forth if first == "a" else back), lambda n, what: None)
+    names = ("a", "b", "ties", "inconsistent", "failed")
+    assert {name: found[name] for name in names} == {**dict.fromkeys(names, 0), counted: 1}
 
 
 def test_a_judge_that_is_gone_stops_the_run(runs: tuple[Path, Path]) -> None:
@@ -179,29 +235,75 @@ def test_the_loaded_model_judges(gguf_path: Path) -> None:
 # -- gate --------------------------------------------------------------------------------------------------------
 
 
-def measured(recall: float, contains: float, refusal: float) -> tuple[Run, Run]:
-    figures = {"contains": {"value": contains}, "refusal f1": {"value": refusal}}
-    answers = {"figures": figures, "dataset": {"sha256": "q"}, "model": {"name": "m"}, "embedder": "e", "k": 4}
-    return Run({"figures": {"dense": {"document recall@5": {"value": recall}}}}), Run(answers)
+NO_MADE_WITH = json.dumps({"figures": dict.fromkeys(gate.TOLERANCES, 0.5)})
+MADE_WITH: dict[str, Any] = {"questions": "q", "model": {"name": "m", "sha256": "1"}, "embedder": "e", "k": 4}
+
+
+def measured(recall: float, contains: float, refusal: float, false: float = 0.0) -> tuple[Run, Run]:
+    figures = {"contains": {"value": contains}, "refusal f1": {"value": refusal}, "false refusals": {"value": false}}
+    return Run({"figures": {"dense": {"document recall@5": {"value": recall}}}}), Run({"figures": figures})
 
 
 def test_the_gate_holds_within_its_tolerance(tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
-    found, answers = measured(0.9, 0.2, 0.5)
-    gate.write_baseline(path, gate.taken(found, answers), answers)
+    gate.write_baseline(path, gate.taken(*measured(0.9, 0.2, 0.5, 0.1)), MADE_WITH)
     baseline = gate.read_baseline(path)
-    assert baseline["figures"] == {"document recall@5": 0.9, "contains": 0.2, "refusal f1": 0.5}
-    assert gate.judge(gate.taken(*measured(0.9, 0.2, 0.5)), baseline)[1]
+    assert baseline["figures"] == {
+        "document recall@5": 0.9,
+        "contains": 0.2,
+        "refusal f1": 0.5,
+        "false refusals": 0.1,
+    }
+    assert gate.judge(gate.taken(*measured(0.9, 0.2, 0.5, 0.1)), baseline)[1]
     assert gate.judge(gate.taken(*measured(1, 1, 1)), baseline)[1]
     for name, tolerance in gate.TOLERANCES.items():
-        for fall, holds in ((0.9 * tolerance, True), (1.1 * tolerance, False)):
-            now = {**baseline["figures"], name: baseline["figures"][name] - fall}
+        for by, holds in ((0.9 * tolerance, True), (1.1 * tolerance, False)):
+            worse = by if name == "false refusals" else -by
+            now = {**baseline["figures"], name: baseline["figures"][name] + worse}
             lines, good = gate.judge(now, baseline)
-            assert good is holds, (name, fall)
-            assert sum(line.startswith("FELL") for line in lines) == (not holds)
+            assert good is holds, (name, by)
+            assert sum(line.startswith(("FELL", "ROSE")) for line in lines) == (not holds)
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", '{"figures": {"contains": 1}}', '{"figures": 3}'])
+def test_a_figure_that_cannot_fall_is_told() -> None:
+    baseline = {"figures": gate.taken(*measured(0.9, 0.2, 0.0))}
+    lines, good = gate.judge(gate.taken(*measured(0.9, 0.2, 0.0, 0.5)), baseline)
+    assert not good, "half of what can be answered is refused"
+    assert ["it cannot" in line for line in lines] == [False, False, True, False]
+
+
+def test_a_baseline_of_something_else() -> None:
+    other = {"questions": "r", "model": {"name": "n", "sha256": "1"}, "embedder": "e", "k": 8}
+    assert gate.differences(MADE_WITH, MADE_WITH) == []
+    assert gate.differences(MADE_WITH, other) == [
+        "questions differ",
+        "k: 4 there, 8 here",
+        "model name: m there, n here",
+    ]
+    assert len(gate.differences({}, MADE_WITH)) == 5
+
+
+@pytest.mark.parametrize(
+    ("left_out", "says"),
+    [({"source"}, "document recall@5"), ({"answers"}, "contains"), ({"answerable"}, "refusal f1")],
+)
+def test_questions_that_the_gate_cannot_use(left_out: set[str], says: str) -> None:
+    kinds = {
+        "source": Gold("a", "What?", ("x",), relevant={"document": {"f": 1}}),
+        "answers": Gold("b", "What?", ("x",)),
+        "answerable": Gold("c", "What?", answerable=False),
+    }
+    whole = Dataset("n", list(kinds.values()))
+    gate.require(whole, Path("q.jsonl"))
+    if left_out == {"answers"}:
+        kinds = {"answers": Gold("d", "What?", relevant={"document": {"f": 1}}), "answerable": kinds["answerable"]}
+    else:
+        kinds = {name: gold for name, gold in kinds.items() if name not in left_out}
+    with pytest.raises(AppError, match=rf"q\.jsonl holds no question with .*{says}"):
+        gate.require(Dataset("n", list(kinds.values())), Path("q.jsonl"))
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", NO_MADE_WITH, '{"figures": {"contains": 1}}', '{"figures": 3}'])
 def test_a_baseline_that_is_none(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "baseline.json"
     if content is not None:

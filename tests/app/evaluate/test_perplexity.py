@@ -59,6 +59,15 @@ def test_how_many_windows_run_together_does_not_matter(engine: Engine) -> None:
     assert together.loss == pytest.approx(alone.loss, rel=1e-6)
 
 
+def test_progress_within_a_text(engine: Engine) -> None:
+    told: list[int] = []
+    measure(engine, TEXT, 64, 16, rows=2, advance=told.append)
+    assert sum(told) == len(TEXT)
+    assert len(told) > 5
+    assert max(told) < len(TEXT) / 3
+    assert min(told) >= 0
+
+
 def test_more_context_helps(engine: Engine) -> None:
     assert measure(engine, TEXT, 256, 128).perplexity < measure(engine, TEXT, 16, 8).perplexity
 

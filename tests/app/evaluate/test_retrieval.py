@@ -7,6 +7,7 @@ import math
 import pytest
 
 from app.errors import AppError
+from app.evaluate.corpus import unfindable
 from app.evaluate.questions import Article, Gold
 from app.evaluate.retrieval import evaluate, figures, latency, over_k
 
@@ -81,6 +82,26 @@ def test_nothing_retrieved_counts_as_nothing_found() -> None:
     found = evaluate([gold], corpus(Backend([])), "default", "dense")
     assert all(score.value == 0 for score in figures(found).values())
     assert figures(found)["document mrr@10"].n == 1
+
+
+def test_a_question_of_an_unknown_knowledge_base_is_left_out() -> None:
+    right = {"document": {"a": 1}}
+    here, gone, empty = (Gold(kb or "here", "What?", ("x",), relevant=right, kb=kb) for kb in (None, "gone", "empty"))
+    place = corpus(Backend([piece("x", "a")]))
+    rows = evaluate([here, gone, empty], place, "default", "dense")
+    assert [(row["id"], row["scores"]["document"]["recall@1"]) for row in rows] == [("here", 1.0), ("empty", 0.0)]
+    with pytest.raises(AppError, match="no knowledge base 'gone'"):
+        evaluate([gone], place, "default", "dense")
+    told = [(gold.id, what) for gold, what in unfindable([here, gone], place)]
+    assert told == [("gone", "there is no knowledge base 'gone' for question 'gone'; it is left out")]
+
+
+def test_ten_documents_are_ranked_where_one_has_many_chunks() -> None:
+    """39 chunks of one document come first; the 40th is of the right one, the second document."""
+    chunks = [piece(f"{n} words", "long.txt", chunk_id=str(n)) for n in range(39)] + [piece("hay", "right.txt")]
+    gold = Gold("q", "What?", relevant={"document": {"right.txt": 1}})
+    (row,) = evaluate([gold], corpus(Backend(chunks)), "default", "dense")
+    assert row["scores"]["document"]["mrr@10"] == 0.5
 
 
 def test_what_cannot_be_measured_is_told() -> None:

@@ -61,3 +61,13 @@ def test_no_difference() -> None:
     assert found is not None
     assert found.p > 0.5
     assert paired(a, {"other": (1.0, 1.0)}) is None
+
+
+def test_p_is_two_sided() -> None:
+    """One win and no loss among 3 questions: a resample misses it with (2/3)^3 = 0.296; both tails, twice that."""
+    a = {str(i): (0.0, 1.0) for i in range(3)}
+    b = {**a, "0": (1.0, 1.0)}
+    for one, other in ((a, b), (b, a)):
+        found = paired(one, other)
+        assert found is not None
+        assert found.p == pytest.approx(2 * (2 / 3) ** 3, abs=0.04)
