@@ -218,7 +218,12 @@ def models_pull(names: tuple[str, ...], source: Path | None) -> None:
     settings = config.load_settings()
     ours = [name for name in names if not name.startswith(hub.PREFIX)]
     if ours or not names:
-        pull(settings.models, ours, source, verify=True, say=lambda line: click.echo(line, err=True))
+        fetched = pull(settings.models, ours, source, verify=True, say=lambda line: click.echo(line, err=True))
+        if fetched.get(settings.model):
+            from app.services import Services
+
+            click.echo(f"Preparing {settings.model} for this machine, once", err=True)
+            Services(settings).warm_model()
     for name in names:
         if name.startswith(hub.PREFIX):
             hub.pull(settings.models, name, settings.hub, settings.hub_token, lambda line: click.echo(line, err=True))

@@ -140,11 +140,17 @@ class Services:
 
         return self._once("answerer", lambda: Answerer(self, self.settings.max_prompt_tokens, self._sampling))
 
+    def warm_model(self) -> None:
+        """Loads the model and runs it once each way, so that what is packed and compiled for it is there."""
+        engine = self.engine
+        for prompt in ([0] * 40, [0]):  # many tokens and few take different ways
+            engine.next_logits(prompt)
+
     def warm(self) -> None:
         """Loads what the first question needs: embedder, index and model. Raises what they raise."""
         # Side by side: the embedder's library takes seconds to import, in which the model is read.
         with ThreadPoolExecutor(2) as pool:
             embedded = pool.submit(self.embedder.embed_query, "warm up")
-            self.engine.next_logits([0])
+            self.warm_model()
             self._client  # noqa: B018
             embedded.result()
