@@ -53,7 +53,7 @@ class Settings(BaseModel):
         description="bits of the LLaMA's weights; auto is, on a CPU and where no dtype is asked for, int4 for files of "
         "4 bits and int8 for others",
     )
-    kv_memory_mb: int = Field(512, ge=1, description="memory for keys and values: running answers, prefixes kept")
+    kv_memory_mb: int = Field(384, ge=1, description="memory for keys and values: running answers, prefixes kept")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
     seed: int = Field(0, ge=0, description="seed of sampling")
     kb: str = Field("default", min_length=1, description="knowledge base used when none is named")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -27,8 +28,10 @@ CACHED = {"float32": 4, "bfloat16": 2}  # what keys and values are kept in, and 
 
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files under a folder; files may come and go meanwhile."""
+    # Not Path.rglob, which raises when a folder goes while it looks.
+    files = [path, *(Path(folder) / name for folder, _, names in os.walk(path) for name in names)]
     total = 0
-    for each in [path, *path.rglob("*")]:
+    for each in files:
         with contextlib.suppress(FileNotFoundError):
             total += each.stat().st_size if each.is_file() else 0
     return total

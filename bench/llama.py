@@ -1,6 +1,6 @@
 """Our engine beside llama.cpp and transformers: the same file, threads and prompts, in turns, in one run.
 
-    python bench/llama.py [--model FILE] [--threads N] [--rounds N] [--only NAME ...] [--json FILE]
+    python bench/llama.py [--model FILE] [--threads N] [--rounds N] [--only NAME ...]
 
 Every engine lives in a process of its own that loads the model and waits for tasks; the parent asks them in turns,
 so that all meet the same weather. Figures are medians over the rounds. The last line is JSON.
@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +52,20 @@ class Ours:
     name = "paddock"
     options: dict[str, str] = {}  # noqa: RUF012  read only
 
-    def __init__(self, model: Path, threads: int) -> None:
+    @staticmethod
+    def libraries() -> None:
+        """Imports what loading needs; not counted as loading."""
         from app import config
 
         config.quiet()
-        if threads:
-            config.limit_threads(threads)
+        import llama.engine
+
+        assert llama.engine
+
+    def __init__(self, model: Path, threads: int) -> None:
         import torch
 
+        from app import config
         from llama.engine import load_engine
 
         torch.set_num_threads(threads)
@@ -93,6 +98,7 @@ class Ours:
         for _ in request:
             first = first or time.perf_counter() - started
         whole = time.perf_counter() - started
+        assert request.usage.answer_tokens == count, "ended early; the figure would flatter"
         return first or whole, whole
 
     def many(self, prompts: list[list[int]], count: int) -> float:
@@ -120,6 +126,12 @@ class LlamaCpp:
     """llama-cpp-python with flash attention; `generate` keeps the prefix that it shares with the request before."""
 
     name = "llama.cpp"
+
+    @staticmethod
+    def libraries() -> None:
+        import llama_cpp
+
+        assert llama_cpp
 
     def __init__(self, model: Path, threads: int) -> None:
         from llama_cpp import Llama
@@ -174,8 +186,14 @@ class Transformers:
 
     name = "transformers"
 
-    def __init__(self, model: Path, threads: int) -> None:
+    @staticmethod
+    def libraries() -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
+        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+        assert AutoModelForCausalLM, (AutoTokenizer, LlamaForCausalLM)
+
+    def __init__(self, model: Path, threads: int) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -216,11 +234,11 @@ class Transformers:
                             min_new_tokens=count, do_sample=False, pad_token_id=0)  # fmt: skip
         return time.perf_counter() - started
 
-    def many(self, prompts: list[list[int]], count: int) -> float:
-        return sum(self.answer(ids, count) for ids in prompts)
+
+ENGINES: dict[str, Any] = {each.name: each for each in (Ours, OursPlain, LlamaCpp, Transformers)}
 
 
-ENGINES: dict[str, Callable[[Path, int], Any]] = {each.name: each for each in (Ours, OursPlain, LlamaCpp, Transformers)}
+DEFAULT = [Ours.name, LlamaCpp.name, Transformers.name]
 
 
 def serve(name: str, model: Path, threads: int) -> None:
@@ -230,8 +248,10 @@ def serve(name: str, model: Path, threads: int) -> None:
     # Whatever a library prints must not come between.
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    warm = Path(model).read_bytes()  # into the page cache
-    del warm
+    with model.open("rb") as file:  # into the page cache
+        while file.read(1 << 20):
+            pass
+    ENGINES[name].libraries()
     started = time.perf_counter()
     engine = ENGINES[name](model, threads)
     loaded = time.perf_counter() - started
@@ -297,6 +317,9 @@ def one_round(peer: Peer, seed: int) -> dict[str, float]:
         ids = peer("ids", seed + 4, DECODE_AFTER)
         with_, without = (peer("decode", ids, DECODE, lookup) for lookup in (True, False))
         found["decode with prompt lookup, against without"] = without / with_
+    found["peak memory of one stream, MB"] = peer("peak")
+    if peer.name == Transformers.name:  # one by one, as its single stream is; minutes that would tell nothing new
+        return found
     prompts = [peer("ids", seed + 10 + i, CONCURRENT_PROMPT) for i in range(CONCURRENT)]
     found["16 requests at once, tokens/s"] = CONCURRENT * ANSWER / peer("many", prompts, ANSWER)
     alone = peer("many", prompts[:1], ANSWER)
@@ -311,14 +334,14 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=config.state_folder() / "models" / config.DEFAULT_MODEL)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="*", choices=sorted(ENGINES), help="engines; all that are installed by default")
+    parser.add_argument("--only", nargs="*", choices=sorted(ENGINES), default=DEFAULT, help="engines")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         serve(args.serve, args.model, args.threads)
         return
     config.quiet()
-    names = args.only or list(ENGINES)
+    names = args.only
     rounds: dict[str, list[dict[str, float]]] = {}
     loads: dict[str, list[float]] = {}
     peers = []
@@ -345,7 +368,7 @@ def main() -> None:
         for name, found in rounds.items()
     }
     for peer in peers:
-        results[peer.name]["peak memory, MB"] = peer("peak")
+        results[peer.name]["peak memory in all, MB"] = peer("peak")
         peer.close()
     report(results, args)
 

@@ -22,7 +22,7 @@ from llama.scheduler import PIECE, ROWS, Request, Scheduler, run_all
 from llama.team import Team
 from llama.tokenizer import Tokenizer
 
-KV_MEMORY = 512 << 20  # bytes
+KV_MEMORY = 384 << 20  # bytes
 
 
 class Engine:

@@ -23,16 +23,16 @@ from llama.decoding import Decoding, Usage
 from llama.errors import LlamaError
 from llama.lookup import Lookup
 from llama.prefix import PrefixTree
+from llama.quantize import FEW_ROWS
 from llama.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from llama.engine import Engine
 
 ROWS = 16  # requests that run at once
-PIECE = 512  # tokens of a prompt that are read at a time: a request can be cancelled in between
+PIECE = 1024  # tokens of a prompt that are read at a time: a request can be cancelled in between
 PIECE_BESIDE_OTHERS = 256  # the same while other requests wait for their next token
 IDLE_S = 2.0  # the thread ends when nothing came for so long; the next request starts another
-DRAFTS = 32  # tokens of all requests' drafts in one forward
 
 
 class Request:
@@ -221,7 +221,8 @@ class Scheduler:
 
     def _write(self) -> None:
         """The next token of every running request, and as many more as were guessed right."""
-        room = DRAFTS // len(self._writing)
+        # More tokens than these would take the slower way through the network.
+        room = max(0, FEW_ROWS // len(self._writing) - 1)
         drafts = [self._draft(request, room) for request in self._writing]
         caches = [request.cache for request in self._writing if request.cache is not None]
         given = [[request.tokens[-1], *draft] for request, draft in zip(self._writing, drafts, strict=True)]
