@@ -30,8 +30,11 @@ def alone(engine: Engine, prompt: list[int], params: SamplingParams) -> tuple[st
     return generation.text, generation.tokens, generation.usage.finish_reason
 
 
-@pytest.mark.parametrize(("rows", "requests"), [(16, 20), (3, 7)])
-def test_equals_one_at_a_time(engine: Engine, prompts: list[list[int]], rows: int, requests: int) -> None:
+@pytest.mark.parametrize(("model", "rows", "requests"), [("fast", 16, 20), ("engine", 3, 7)])
+def test_equals_one_at_a_time(
+    request: pytest.FixtureRequest, prompts: list[list[int]], model: str, rows: int, requests: int
+) -> None:
+    engine: Engine = request.getfixturevalue(model)
     prompts = prompts[:requests]
     params = SamplingParams(max_tokens=24, stop=("\n",), stop_loops=True)
     found = dict(run_all(engine, prompts, params, rows))
