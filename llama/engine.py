@@ -72,11 +72,11 @@ class Engine:
         """A request; iterate over it for pieces of text. Nothing runs before the first piece is asked.
 
         prompt: token ids. cancel: set it from any thread to end the request at the next token. user: whose request it
-        is; users take turns.
+        is, by default nobody else's; users take turns.
         Raises LlamaError when the prompt is empty or leaves no room in the context.
         """
         self.check_prompt(prompt)
-        return Request(self, list(prompt), params, cancel or threading.Event(), user)
+        return Request(self, list(prompt), params, cancel or threading.Event(), object() if user is None else user)
 
     def generate_batch(
         self,
@@ -86,8 +86,8 @@ class Engine:
         cancel: threading.Event | None = None,
         user: Hashable = None,
     ) -> Iterator[tuple[int, Request]]:
-        """Decodes many prompts side by side; see `llama.scheduler.run_all`."""
-        return run_all(self, prompts, params, rows, cancel, user)
+        """Decodes many prompts side by side, as one user's; see `llama.scheduler.run_all`."""
+        return run_all(self, prompts, params, rows, cancel, object() if user is None else user)
 
     def check_prompt(self, prompt: Sequence[int]) -> None:
         """Raises LlamaError when the prompt is empty or leaves no room in the context."""

@@ -134,6 +134,15 @@ def test_users_take_turns(own: Engine) -> None:
     assert len(ended) == 11
 
 
+def test_a_batch_lets_others_in(own: Engine) -> None:
+    own.scheduler.rows = 2
+    prompts = [ask(own, f"Count to {n}.") for n in range(12)]
+    batch = own.generate_batch(prompts, SamplingParams(max_tokens=24), rows=12)
+    next(batch)
+    assert len(said(own, ask(own, "Hi"), SamplingParams(max_tokens=4)).tokens) > 0
+    assert len(list(batch)) > 4, "the batch was far from its end"
+
+
 def test_cancelled_and_left_requests_free_their_place(own: Engine) -> None:
     left = own.generate(ask(own, FACTS), SamplingParams(max_tokens=400))
     for _ in left:
