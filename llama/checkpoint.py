@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import gguf
 import numpy as np
@@ -194,6 +194,7 @@ def _read(tensor: GGUFTensor, config: ModelConfig, name: str) -> Tensor:
     return weight
 
 
+Made = TypeVar("Made")
 PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -229,19 +230,17 @@ def _ranges(numbers: list[int]) -> str:
     return ",".join("-".join(map(str, run)) for run in runs)
 
 
-def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Transformer:
-    """Builds the model with the checkpoint's weights, one tensor at a time, without a second copy of the whole.
+def tensors_of(checkpoint: Checkpoint) -> dict[str, Stored]:
+    """The tensors that the model needs, by our names; without the output matrix where it is tied to the embedding.
 
     Raises LlamaError that names every missing, surplus or misshapen tensor.
     """
     config = checkpoint.config
     with torch.device("meta"):
-        model = Transformer(config)
-    wanted = {name: value.shape for name, value in model.state_dict().items()}
-    if config.tied:
-        del wanted["lm_head.weight"]
+        wanted = {name: value.shape for name, value in Transformer(config).state_dict().items()}
     stored, surplus = checkpoint.tensors()
     if config.tied:
+        del wanted["lm_head.weight"]
         stored.pop("lm_head.weight", None)  # some writers store it all the same
     faults = [f"surplus {name}" for name in surplus]
     faults += [f"surplus {each.name}" for name, each in stored.items() if name not in wanted]
@@ -253,13 +252,32 @@ def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype, device: str) ->
     faults += [f"missing {name}" for name in wanted if name not in stored]
     if faults:
         raise LlamaError(f"{checkpoint.path.name} does not hold the tensors of a LLaMA: {'; '.join(_grouped(faults))}")
+    return stored
+
+
+def read_all(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: str, make: Callable[[str, Tensor], Made]
+) -> dict[str, Made]:
+    """What `make(name, tensor)` gives for each tensor, read one by one so that no second copy of the whole is held.
+
+    Raises LlamaError as `tensors_of`, and for a tensor that cannot be read.
+    """
+    stored = tensors_of(checkpoint)
     try:
         # numpy lets go of the interpreter while it dequantizes, so threads share the work.
         with ThreadPoolExecutor(4) as pool:
-            read = pool.map(lambda each: _own(each, dtype, device), stored.values())
-            state = dict(zip(stored, read, strict=True))
+            read = pool.map(lambda name: make(name, _own(stored[name], dtype, device)), stored)
+            return dict(zip(stored, read, strict=True))
     except (NotImplementedError, ValueError) as error:
         raise LlamaError(f"{checkpoint.path.name} has tensors that cannot be read ({error})") from error
+
+
+def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Transformer:
+    """Builds the model with the checkpoint's weights. Raises LlamaError where they do not fit."""
+    config = checkpoint.config
+    state = read_all(checkpoint, dtype, device, lambda name, tensor: tensor)
+    with torch.device("meta"):
+        model = Transformer(config)
     if config.tied:
         state["lm_head.weight"] = state["embed_tokens.weight"]
     model.load_state_dict(state, assign=True)

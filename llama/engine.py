@@ -16,7 +16,7 @@ from llama.checkpoint import Checkpoint, load_transformer, open_checkpoint
 from llama.errors import LlamaError
 from llama.fused import FusedStep, supports
 from llama.model import Transformer
-from llama.quantize import FEW_ROWS, QuantizedEmbedding, quantization_of, quantize
+from llama.quantize import FEW_ROWS, QuantizedEmbedding, can_pack, quantization_of
 from llama.sampling import SamplingParams
 from llama.scheduler import PIECE, ROWS, Request, Scheduler, run_all
 from llama.team import Team
@@ -189,7 +189,7 @@ def load_engine(
         spoken = pool.submit(_vocabulary, checkpoint)
         if quant == "auto":
             quant = "int4" if checkpoint.four_bits else "int8"
-            if place.type != "cpu" or dtype != "auto":
+            if place.type != "cpu" or dtype != "auto" or not can_pack(checkpoint.config):
                 quant = "none"
         if quant == "none":
             model = load_transformer(checkpoint, precision, str(place))
@@ -208,12 +208,13 @@ def _vocabulary(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]
 
 
 def _quantized(checkpoint: Checkpoint, kind: str, dtype: torch.dtype, device: str, cache: Path | None) -> Transformer:
-    team = Team(torch.get_num_threads())
+    team, config = Team(torch.get_num_threads()), checkpoint.config
     place = None if cache is None else packed_file.place_of(cache, checkpoint.path, kind)
-    model = None if place is None else packed_file.load(checkpoint.config, place, team, dtype)
+    model = packed_file.assemble(config, packed_file.load(place), team, dtype) if place is not None else None
     if model is None:
-        model = load_transformer(checkpoint, torch.float32, "cpu")
-        quantize(model, kind, team, dtype)
+        state = packed_file.pack_checkpoint(checkpoint, kind)
+        model = packed_file.assemble(config, state, team, dtype)
+        assert model is not None
         if place is not None:
-            packed_file.save(model, place)
+            packed_file.save(state, place)
     return model.to(device)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
+from llama.checkpoint import Checkpoint, read_all
 from llama.config import ModelConfig
 from llama.model import Transformer
-from llama.quantize import Packed, QuantizedEmbedding, QuantizedLinear
+from llama.quantize import Packed, QuantizedEmbedding, QuantizedLinear, bits_of, pack
 from llama.team import Team
 from llama.vectors import GROUP, LANES
 
@@ -33,48 +34,72 @@ def place_of(folder: Path, checkpoint: Path, kind: str) -> Path:
     return folder / f"{checkpoint.stem}-{kind}-{digest}.safetensors"
 
 
-def save(model: Transformer, path: Path) -> None:
-    """Writes a quantized model; the file appears whole or not at all. What cannot be written is not: it is a copy."""
+def pack_checkpoint(checkpoint: Checkpoint, kind: str) -> dict[str, Tensor]:
+    """A checkpoint's tensors, matrices packed as soon as they are read. kind: 'int8' or 'int4'.
+
+    Raises LlamaError where tensors do not fit or cannot be packed.
+    """
+
+    def packed(name: str, tensor: Tensor) -> dict[str, Tensor]:
+        if tensor.ndim == 1:
+            return {name: tensor}
+        module = name.removesuffix(".weight")
+        found = pack(tensor, bits_of(module, kind))
+        return {f"{module}.weight": found.weight, f"{module}.scale": found.scale, f"{module}.minimum": found.minimum}
+
+    read = read_all(checkpoint, torch.float32, "cpu", packed)
+    return {name: tensor for parts in read.values() for name, tensor in parts.items()}
+
+
+def save(state: Mapping[str, Tensor], path: Path) -> None:
+    """Writes packed tensors; the file appears whole or not at all. What cannot be written is not: it is a copy."""
     half = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.tied:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("lm_head.")}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, half)
+        save_file(dict(state), half)
         half.replace(path)
     except (OSError, SafetensorError):
         with contextlib.suppress(OSError):
             half.unlink()
 
 
-def load(config: ModelConfig, path: Path, team: Team, dtype: torch.dtype) -> Transformer | None:
-    """The model of such a file, mapped into memory; None where there is none that can be used."""
-    if not path.is_file():
-        return None
+def load(path: Path) -> dict[str, Tensor]:
+    """The tensors of such a file, mapped into memory; empty where there is none that can be read."""
     try:
-        state = load_file(path)
-        with torch.device("meta"):
-            model = Transformer(config)
-        for parent, name, child in list(_matrices(model)):
-            if child is model.lm_head and config.tied:
-                continue
-            prefix = f"{parent}.{name}" if parent else name
-            weight, scale, minimum = (state.pop(f"{prefix}.{part}") for part in ("weight", "scale", "minimum"))
-            outputs, inputs = child.weight.shape
-            if scale.shape != (-(-outputs // LANES), inputs // GROUP, LANES):
-                return None
-            packed = Packed(weight, scale, minimum, outputs)
-            made = QuantizedEmbedding if isinstance(child, nn.Embedding) else QuantizedLinear
-            setattr(model.get_submodule(parent), name, made(packed, team, dtype))
-        if config.tied:
-            embedding = model.embed_tokens
-            assert isinstance(embedding, QuantizedEmbedding)
-            model.lm_head = QuantizedLinear(embedding.packed, team, dtype)  # type: ignore[assignment]
-        _, surplus = model.load_state_dict(state, strict=False, assign=True)
-        if surplus or any(tensor.is_meta for tensor in model.state_dict().values()):
+        return load_file(path) if path.is_file() else {}
+    except (OSError, SafetensorError):
+        return {}
+
+
+def assemble(config: ModelConfig, packed: Mapping[str, Tensor], team: Team, dtype: torch.dtype) -> Transformer | None:
+    """The model of packed tensors; None where they are not those of this shape."""
+    state = dict(packed)
+    if config.tied and any(name.startswith("lm_head.") for name in state):
+        return None
+    with torch.device("meta"):
+        model = Transformer(config)
+    for parent, name, child in list(_matrices(model)):
+        if child is model.lm_head and config.tied:
+            continue
+        prefix = f"{parent}.{name}" if parent else name
+        parts = [state.pop(f"{prefix}.{part}", None) for part in ("weight", "scale", "minimum")]
+        outputs, inputs = child.weight.shape
+        weight, scale, minimum = parts
+        if weight is None or scale is None or minimum is None:
             return None
-    except (OSError, SafetensorError, KeyError, RuntimeError):
+        if scale.shape != (-(-outputs // LANES), inputs // GROUP, LANES):
+            return None
+        made = QuantizedEmbedding if isinstance(child, nn.Embedding) else QuantizedLinear
+        setattr(model.get_submodule(parent), name, made(Packed(weight, scale, minimum, outputs), team, dtype))
+    if config.tied:
+        embedding = model.embed_tokens
+        assert isinstance(embedding, QuantizedEmbedding)
+        model.lm_head = QuantizedLinear(embedding.packed, team, dtype)  # type: ignore[assignment]
+    try:
+        _, surplus = model.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError:  # of another shape
+        return None
+    if surplus or any(tensor.is_meta for tensor in model.state_dict().values()):
         return None
     return model.eval().requires_grad_(False)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama import products
+from llama.config import ModelConfig
 from llama.errors import LlamaError
 from llama.model import RMSNorm, Transformer
 from llama.team import Team
@@ -141,22 +142,33 @@ class QuantizedEmbedding(_Quantized):
         return numbers.float() * scale + self.minimum[block, :, lane].float().repeat_interleave(GROUP, dim=-1)
 
 
+def bits_of(name: str, kind: str) -> int:
+    """Bits of the matrix of that name. kind: a key of BITS.
+
+    The embedding and the output matrix stay at 8: the one is looked at a row at a time, and the rounding of the other
+    reaches the logits undiminished.
+    """
+    return 8 if name in ("embed_tokens", "lm_head") else BITS[kind]
+
+
+def can_pack(config: ModelConfig) -> bool:
+    """Whether all widths are multiples of GROUP."""
+    return not any(width % GROUP for width in (config.dim, config.ffn_dim, config.n_heads * config.head_dim))
+
+
 def quantize(model: Transformer, kind: str, team: Team, dtype: torch.dtype) -> None:
     """Replaces every matrix of a model on the spot, one by one. kind: a key of BITS; dtype: of products with many rows.
 
-    The embedding and the output matrix stay at 8 bits: they are looked at one row at a time, and the last layer's
-    rounding reaches the logits undiminished. Norms and activations become fp32.
-    Raises LlamaError when a width does not allow it.
+    Norms and activations become fp32. Raises LlamaError when a width does not allow it.
     """
-    bits = BITS[kind]
-    embedding = pack(model.embed_tokens.weight, 8)
-    output = embedding if model.config.tied else pack(model.lm_head.weight, 8)
+    embedding = pack(model.embed_tokens.weight, bits_of("embed_tokens", kind))
+    output = embedding if model.config.tied else pack(model.lm_head.weight, bits_of("lm_head", kind))
     model.embed_tokens = QuantizedEmbedding(embedding, team, dtype)  # type: ignore[assignment]
     model.lm_head = QuantizedLinear(output, team, dtype)  # type: ignore[assignment]
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
-                setattr(module, name, QuantizedLinear(pack(child.weight, bits), team, dtype))
+                setattr(module, name, QuantizedLinear(pack(child.weight, bits_of(name, kind)), team, dtype))
         if isinstance(module, RMSNorm):
             module.weight = nn.Parameter(module.weight.float(), requires_grad=False)
 
