@@ -53,6 +53,12 @@ class Engine:
         self.scheduler = Scheduler(self, kv_memory)
 
     @property
+    def precision(self) -> str:
+        """What results depend on besides the weights: 'float32', 'int4 in bfloat16' and the like."""
+        embedding = self.model.embed_tokens
+        return _told(embedding.dtype if isinstance(embedding, QuantizedEmbedding) else self.dtype, self.quant)
+
+    @property
     def context_length(self) -> int:
         return self.model.config.context_length
 
@@ -184,19 +190,35 @@ def load_engine(
     place = choose_device(device)
     checkpoint = open_checkpoint(path)
     checkpoint.config  # noqa: B018  refuses a foreign architecture before anything is read
-    precision = getattr(torch, dtype) if dtype != "auto" else torch.bfloat16 if fast_bfloat16(place) else torch.float32
+    precision, quant = _choose(checkpoint, place, dtype, quant)
     with ThreadPoolExecutor(1) as pool:  # the vocabulary is read while the weights are
         spoken = pool.submit(_vocabulary, checkpoint)
-        if quant == "auto":
-            quant = "int4" if checkpoint.four_bits else "int8"
-            if place.type != "cpu" or dtype != "auto" or not can_pack(checkpoint.config):
-                quant = "none"
         if quant == "none":
             model = load_transformer(checkpoint, precision, str(place))
         else:
             model = _quantized(checkpoint, quant, precision, str(place), cache)
         tokenizer, template = spoken.result()
     return Engine(model, tokenizer, template, path.name, kv_memory)
+
+
+def _choose(checkpoint: Checkpoint, place: torch.device, dtype: str, quant: str) -> tuple[torch.dtype, str]:
+    """What `auto` stands for: the dtype to compute in, and the quantization."""
+    precision = getattr(torch, dtype) if dtype != "auto" else torch.bfloat16 if fast_bfloat16(place) else torch.float32
+    if quant == "auto":
+        quant = "int4" if checkpoint.four_bits else "int8"
+        if place.type != "cpu" or dtype != "auto" or not can_pack(checkpoint.config):
+            quant = "none"
+    return precision, quant
+
+
+def _told(dtype: torch.dtype, quant: str) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return name if quant == "none" else f"{quant} in {name}"
+
+
+def precision_of(path: Path, device: str, dtype: str, quant: str) -> str:
+    """What `Engine.precision` will be of a model loaded so. Raises LlamaError when it cannot be."""
+    return _told(*_choose(open_checkpoint(path), choose_device(device), dtype, quant))
 
 
 def _vocabulary(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:

@@ -47,12 +47,10 @@ def made_with(dataset: Dataset, services: Services) -> Row:
 
 
 def _precision(settings: Settings) -> str:
-    """The dtype that the model will be loaded in."""
-    from llama.engine import choose_device, fast_bfloat16
+    """What the model will be loaded in."""
+    from llama.engine import precision_of
 
-    if settings.dtype != "auto":
-        return settings.dtype
-    return "bfloat16" if fast_bfloat16(choose_device(settings.device)) else "float32"
+    return precision_of(settings.path_of_model(settings.model), settings.device, settings.dtype, settings.quant)
 
 
 def prepare(inputs: Inputs, services: Services, path: Path, update: bool) -> tuple[Row | None, Row]:

@@ -99,7 +99,7 @@ def run(services: Services, files: Sequence[Path], window: int | None, stride: i
     if not total.tokens:
         raise AppError("the files hold less than two tokens; give longer ones")
     about = surroundings(services.settings)
-    about["model"]["dtype"] = str(engine.dtype).removeprefix("torch.")
+    about["model"]["dtype"] = engine.precision
     return {
         "kind": "perplexity",
         **about,

@@ -136,7 +136,7 @@ def run_answers(
     tell_faults(dataset.faults)
     place.services.warm()
     head = {**recorded("answers", dataset, inputs.limit, place), "gold_context": gold_context, "k": settings.k}
-    head["model"]["dtype"] = str(place.services.engine.dtype).removeprefix("torch.")
+    head["model"]["dtype"] = place.services.engine.precision
     head["identity"] = identity_of(head)
     known = _known(report, head["identity"]) if report and resume else {}
     started = time.perf_counter()

@@ -16,7 +16,7 @@ from llama import packed_file
 from llama.cache import KVCache
 from llama.checkpoint import open_checkpoint
 from llama.config import ModelConfig
-from llama.engine import Engine, load_engine
+from llama.engine import Engine, load_engine, precision_of
 from llama.errors import LlamaError
 from llama.fused import FusedStep, supports
 from llama.model import Transformer
@@ -215,5 +215,9 @@ def write_folder(path: Path, config: ModelConfig, model: Transformer) -> None:
 
 
 def test_what_auto_chooses(gguf_path: Path) -> None:
-    assert load_engine(gguf_path, "cpu", quant="auto").quant == "int4"
-    assert load_engine(gguf_path, "cpu", dtype="float32", quant="auto").quant == "none"
+    for dtype, quant in (("auto", "int4"), ("float32", "none")):
+        engine = load_engine(gguf_path, "cpu", dtype=dtype, quant="auto")
+        assert engine.quant == quant
+        assert engine.precision == precision_of(gguf_path, "cpu", dtype, "auto")
+    assert engine.precision == "float32"
+    assert precision_of(gguf_path, "cpu", "bfloat16", "int8") == "int8 in bfloat16"

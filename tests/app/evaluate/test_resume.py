@@ -36,7 +36,7 @@ class Place:
             settings=SimpleNamespace(seed=0, k=4, kb="default"),
             retriever=self.backend.retriever,
             answerer=Answerer(self.backend, 4000, SamplingParams(max_tokens=50)),
-            engine=SimpleNamespace(dtype="torch.float32"),
+            engine=SimpleNamespace(precision="float32"),
             warm=lambda: None,
         )
         self.services = services
