@@ -119,7 +119,7 @@ def _torch(settings: Settings) -> Iterator[Row]:
     if place.startswith("cuda") and not torch.cuda.is_available():
         yield Row("torch", "fail", f"device is {place}, and torch {torch.__version__} sees no GPU", "set device to cpu")
         return
-    precision = "bf16 is fast here" if fast_bfloat16(torch.device(place)) else "bf16 is slow here, fp32 is used"
+    precision = "bf16 is fast here" if fast_bfloat16(torch.device(place)) else "bf16 is slow here, products are in fp32"
     yield Row("torch", "ok", f"{torch.__version__} on {place}, {torch.get_num_threads()} threads; {precision}")
 
 

@@ -71,7 +71,7 @@ class Decoding:
         piece = self._give(self._stop.push(self._stream.push(token)))
         if self._params.stop_loops and (repeated := looping(self.tokens)):
             del self.tokens[-repeated:], self.logprobs[-repeated:]
-            self.text = self._tokenizer.decode(self.tokens)
+            self.text = self._tokenizer.decode(self.tokens).rstrip("\ufffd")
             usage.finish_reason = "stop"
         elif self._stop.hit:
             piece += self.finish("stop")

@@ -163,3 +163,17 @@ def test_a_loop_is_cut_out_of_the_text(engine: Engine) -> None:
     assert decoding.tokens == start + cycle
     assert streamed.startswith("Well: again and again again and again")
     assert decoding.usage.answer_tokens > len(decoding.tokens)
+
+
+def test_half_a_character_is_no_text(engine: Engine) -> None:
+    """An answer that reaches its limit between the bytes of a character ends before it."""
+    ids = engine.tokenizer.encode("好𓀀")
+    assert len(ids) > 3
+    decoding = Decoding(engine.tokenizer, SamplingParams(), [1], threading.Event())
+    streamed = ""
+    for token in ids[:-1]:
+        logits = torch.zeros(engine.tokenizer.vocab_size)
+        logits[token] = 1.0
+        streamed += decoding.push(logits, len(ids) - 1)
+    assert decoding.usage.finish_reason == "length"
+    assert streamed == decoding.text == "好"
