@@ -1,7 +1,7 @@
 """Many requests, one model: they join and leave while others run, within a budget of memory, and nobody waits long.
 
-One thread runs the model. Each of its rounds gives every running request its next tokens in one forward and reads at
-most one piece of one prompt. Continuous batching: Yu et al. 2022 (Orca), section 3; prompts in pieces: Agrawal et al.
+One thread runs the model. Each of its rounds gives every running request its next tokens in one forward and reads a
+piece of the prompts that wait. Continuous batching: Yu et al. 2022 (Orca), section 3; prompts in pieces: Agrawal et al.
 2023 (Sarathi), section 4.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ROWS = 16  # requests that run at once
 PIECE = 1024  # tokens of a prompt that are read at a time: a request can be cancelled in between
-PIECE_BESIDE_OTHERS = 256  # the same while other requests wait for their next token
+PIECE_BESIDE_OTHERS = 512  # the same while other requests wait for their next token
 IDLE_S = 2.0  # the thread ends when nothing came for so long; the next request starts another
 
 
@@ -199,25 +199,29 @@ class Scheduler:
         if self._writing:
             self._write()
         if self._reading:
-            self._read(self._reading[0])
+            self._read()
 
-    def _read(self, request: Request) -> None:
-        """Reads a piece of a prompt; with the last one comes the first token of the answer."""
-        cache = request.cache
-        assert cache is not None
-        assert request.begun is not None
-        start = cache.lengths[0]
-        size = PIECE_BESIDE_OTHERS if self._writing else PIECE
-        piece = request.prompt[start : start + size]
-        with self._blamed(request):
-            logits = self._engine.forward([piece], [cache])[0]
-            request.usage.prefill_s = time.perf_counter() - request.begun
-            if cache.lengths[0] < len(request.prompt):
-                self._reading.rotate(-1)
-                return
-            self._reading.remove(request)
-            self._writing.append(request)
-            self._say(request, logits[-1:], [])
+    def _read(self) -> None:
+        """Reads a piece of the waiting prompts, of several if they are short; the last piece brings the first token."""
+        room, given = PIECE_BESIDE_OTHERS if self._writing else PIECE, []
+        for request in self._reading:
+            assert request.cache is not None
+            start = request.cache.lengths[0]
+            given.append((request, request.cache, request.prompt[start : start + room]))
+            room -= len(given[-1][2])
+            if room == 0:
+                break
+        found = self._engine.forward([piece for _, _, piece in given], [cache for _, cache, _ in given])
+        for (request, cache, _), logits in zip(given, found, strict=True):
+            with self._blamed(request):
+                assert request.begun is not None
+                request.usage.prefill_s = time.perf_counter() - request.begun
+                self._reading.remove(request)
+                if cache.lengths[0] < len(request.prompt):
+                    self._reading.append(request)
+                else:
+                    self._writing.append(request)
+                    self._say(request, logits[-1:], [])
 
     def _write(self) -> None:
         """The next token of every running request, and as many more as were guessed right."""
