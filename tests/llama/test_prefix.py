@@ -78,6 +78,8 @@ def test_keys_can_be_moved() -> None:
     """In the first layer a token's keys depend on its position alone, so moved ones equal computed ones."""
     torch.manual_seed(0)
     model = Transformer(CONFIG).requires_grad_(False)
+    for weight in model.parameters():  # norms are made without values
+        weight.normal_(std=0.5)
     caches = [KVCache(CONFIG, 1, 40) for _ in range(2)]
     model(torch.tensor([[3, 5, 7]]), caches[0])
     model(torch.tensor([[1] * 20 + [3, 5, 7]]), caches[1])
