@@ -16,7 +16,7 @@ from llama.checkpoint import Checkpoint, load_transformer, open_checkpoint
 from llama.errors import LlamaError
 from llama.fused import FusedStep, supports
 from llama.model import Transformer
-from llama.quantize import FEW_ROWS, QuantizedEmbedding, can_pack, quantization_of
+from llama.quantize import QuantizedEmbedding, can_pack, quantization_of
 from llama.sampling import SamplingParams
 from llama.scheduler import PIECE, ROWS, Request, Scheduler, run_all
 from llama.team import Team
@@ -54,9 +54,10 @@ class Engine:
 
     @property
     def precision(self) -> str:
-        """What results depend on besides the weights: 'float32', 'int4 in bfloat16' and the like."""
+        """What results depend on besides the weights: 'float32', 'int4', on a GPU 'int4 in bfloat16' and the like."""
         embedding = self.model.embed_tokens
-        return _told(embedding.dtype if isinstance(embedding, QuantizedEmbedding) else self.dtype, self.quant)
+        dtype = embedding.dtype if isinstance(embedding, QuantizedEmbedding) else self.dtype
+        return _told(dtype, self.quant, self.device)
 
     @property
     def context_length(self) -> int:
@@ -129,9 +130,8 @@ class Engine:
         """
         sizes = [len(each) for each in tokens]
         with self._turn:
-            if self._fused is not None and sum(sizes) <= FEW_ROWS:
-                found = self._fused(tokens, caches)
-                return [part if every else part[-1:] for part in torch.split(found, sizes)]
+            if self._fused is not None:
+                return self._fused(tokens, caches, every)
             row = torch.tensor([token for each in tokens for token in each], device=self.device)
             ends = torch.tensor(sizes).cumsum(0) - 1
             wanted = None if every else ends.to(self.device)
@@ -211,14 +211,17 @@ def _choose(checkpoint: Checkpoint, place: torch.device, dtype: str, quant: str)
     return precision, quant
 
 
-def _told(dtype: torch.dtype, quant: str) -> str:
+def _told(dtype: torch.dtype, quant: str, device: torch.device) -> str:
+    if quant != "none" and device.type == "cpu":
+        return quant  # products are in whole numbers, whatever the dtype
     name = str(dtype).removeprefix("torch.")
     return name if quant == "none" else f"{quant} in {name}"
 
 
 def precision_of(path: Path, device: str, dtype: str, quant: str) -> str:
     """What `Engine.precision` will be of a model loaded so. Raises LlamaError when it cannot be."""
-    return _told(*_choose(open_checkpoint(path), choose_device(device), dtype, quant))
+    place = choose_device(device)
+    return _told(*_choose(open_checkpoint(path), place, dtype, quant), place)
 
 
 def _vocabulary(checkpoint: Checkpoint) -> tuple[Tokenizer, ChatTemplate | None]:

@@ -1,4 +1,4 @@
-"""A decode step of a quantized model as one compiled call; the eager model is its oracle."""
+"""A forward of a quantized model as one compiled call; the eager model is its oracle."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llama import decode_step
+from llama import step
 from llama.cache import KVCache
+from llama.errors import LlamaError
 from llama.model import RMSNorm, Transformer
-from llama.products import BLOCKS
-from llama.quantize import QuantizedEmbedding, QuantizedLinear
+from llama.products import BITS, BLOCKS, PART, ROWS, shares
+from llama.quantize import QuantizedEmbedding, QuantizedLinear, activations
 from llama.team import Team
-from llama.vectors import CHUNK, GROUP, LANES
+from llama.vectors import CHUNK, LANES
 
 LINEAR = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
+FEW = 64  # tokens times key/value heads, up to which attention is cut by positions, too, to keep all threads busy
 
 
 def supports(model: Transformer) -> bool:
-    """Whether every matrix is packed and lies on the CPU, and the heads fit the vectors."""
+    """Whether every matrix is packed and lies on the CPU, the embedding in 8 bits, and the heads fit the vectors."""
     linear = [layer.get_submodule(name) for layer in model.layers for name in LINEAR]
     return (
         all(isinstance(each, QuantizedLinear) for each in [*linear, model.lm_head])
         and isinstance(model.embed_tokens, QuantizedEmbedding)
         and model.embed_tokens.weight.device.type == "cpu"
+        and model.embed_tokens.packed.bits == 8
         and model.config.head_dim % CHUNK == 0
     )
 
@@ -39,23 +42,25 @@ class FusedStep:
 
     def __init__(self, model: Transformer, team: Team) -> None:
         """The model must be one that `supports` accepts, and its weights must stay where they are."""
-        self._model, self._team, self._config = model, team, model.config
-        rows = []
-        for layer in model.layers:
-            row = [field for name in LINEAR for field in _fields(layer.get_submodule(name))]
-            rows.append(row)
-        self._table = np.array(rows, dtype=np.int64)
+        self._model, self._team, config = model, team, model.config
+        fields = [[_fields(layer.get_submodule(name)) for name in LINEAR] for layer in model.layers]
+        self._table = np.array(fields, dtype=np.int64).reshape(len(fields), -1)
+        assert isinstance(model.embed_tokens, QuantizedEmbedding)
+        self._embedding = np.array(model.embed_tokens.packed.fields, dtype=np.int64)
         self._head = np.array(_fields(model.lm_head), dtype=np.int64)
         self._norms = torch.stack([each.weight for each in model.modules() if isinstance(each, RMSNorm)]).numpy()
+        self._planes = max(each[BITS] // 4 for row in fields for each in row)
+        self._blocks = [each[BLOCKS] for each in fields[0]]
+        self._widest = max(config.dim, config.ffn_dim, config.n_heads * config.head_dim)
 
     @torch.inference_mode()
-    def __call__(self, tokens: Sequence[Sequence[int]], caches: Sequence[KVCache]) -> Tensor:
-        """Logits [N, V] behind each of all requests' tokens, one request's after the other.
+    def __call__(self, tokens: Sequence[Sequence[int]], caches: Sequence[KVCache], every: bool = False) -> list[Tensor]:
+        """Each request's logits, fp32: [1, V] behind its last token, or with `every` [tokens, V] behind each.
 
         tokens: each request's new ones; caches: of one row each, in fp32, advanced by the call.
-        Raises LlamaError when tokens do not fit a cache.
+        Raises LlamaError when tokens do not fit a cache or the model's context.
         """
-        config, team = self._config, self._team
+        model, sizes = self._model, [len(new) for new in tokens]
         places: list[list[int]] = []
         positions: list[int] = []
         for new, cache in zip(tokens, caches, strict=True):
@@ -63,38 +68,58 @@ class FusedStep:
             place = [cache.k.data_ptr(), cache.v.data_ptr(), cache.k.stride(0) * 4, cache.capacity]
             places += [place] * len(new)
             positions += range(cache.lengths[0], cache.lengths[0] + len(new))
-        count, heads, groups = len(positions), config.n_heads, config.n_kv_heads
-        x = self._model.embed_tokens(torch.tensor([token for new in tokens for token in new]))
-        width, splits = config.head_dim, max(positions) // decode_step.SPLIT + 1
-        out = _empty(count, self._head[BLOCKS] * LANES)
+        model.within_context(max(positions) + 1)
+        ends = np.cumsum(sizes)
+        wanted = np.arange(len(positions)) if every else ends - 1
+        row = np.array([token for new in tokens for token in new], dtype=np.int64)
+        if row.min() < 0 or row.max() >= model.config.vocab_size:
+            raise LlamaError(f"a token id is beyond the vocabulary of {model.config.vocab_size}")
+        out = _empty(len(wanted), self._head[BLOCKS] * LANES)
+        self._run(row, places, positions, wanted, out)
+        for new, cache in zip(tokens, caches, strict=True):
+            cache.advance([len(new)])
+        found = torch.from_numpy(out)[:, : model.config.vocab_size]
+        return list(torch.split(found, sizes if every else [1] * len(sizes)))
+
+    def _run(
+        self, tokens: Any, places: list[list[int]], positions: list[int], wanted: Any, out: np.ndarray[Any, Any]
+    ) -> None:
+        config, team, count = self._model.config, self._team, len(positions)
+        heads, groups, width = config.n_heads, config.n_kv_heads, config.head_dim
+        few, splits = count * groups <= FEW, max(positions) // step.SPLIT + 1
         team.run(
-            decode_step.step,
-            decode_step.PHASES * config.n_layers + 1,
+            step.step,
+            step.PHASES * config.n_layers + 3,
+            self._embedding,
             self._table,
             self._head,
             self._norms,
             np.float32(config.norm_eps),
-            x.float().contiguous().numpy(),
+            tokens,
+            _empty(count, config.dim),
             np.array(places, dtype=np.int64),
             np.array(positions, dtype=np.int64),
-            np.cumsum([0, *(p // decode_step.SPLIT + 1 for p in positions)], dtype=np.int64),
+            np.cumsum([0, *(p // step.SPLIT + 1 for p in positions)], dtype=np.int64),
+            few,
             self._model.rope.cos.numpy(),
             self._model.rope.sin.numpy(),
-            heads,
-            groups,
-            width,
-            _empty(team.size, count, config.dim),
-            _empty(team.size, count, max(config.dim, config.ffn_dim, heads * width) // GROUP),
+            (heads, groups, width),
+            wanted,
+            activations(count, self._widest, self._planes),
+            activations(count, config.ffn_dim, self._planes),
+            activations(len(wanted), config.dim, 2),
+            _empty(team.size, config.dim),
+            _empty(team.size, 2, min(count, PART), self._share(count)),
             _empty(count, (heads + 2 * groups) * width),
-            _empty(count, heads, splits, width + 2),
-            _empty(team.size, decode_step.SPLIT + 16),
+            _empty(*((1, count) if few else (team.size, ROWS)), heads, splits, width + 2),
+            _empty(team.size, ROWS * heads // groups, step.SPLIT + 16),
             _empty(count, heads * width),
-            _empty(2, count, config.ffn_dim),
             out,
         )
-        for new, cache in zip(tokens, caches, strict=True):
-            cache.advance([len(new)])
-        return torch.from_numpy(out)[:, : config.vocab_size]
+
+    def _share(self, rows: int) -> int:
+        """Outputs of the widest share of a matrix."""
+        return max(-(-blocks // int(shares(blocks, rows))) for blocks in self._blocks) * LANES
 
 
 def _fields(module: torch.nn.Module) -> list[int]:

@@ -222,11 +222,11 @@ class Transformer(nn.Module):
         step: Step
         if isinstance(cache, PackedCache):
             cache.require()
-            self._within_context(max(cache.positions) + 1)
+            self.within_context(max(cache.positions) + 1)
             step = PackedStep(self.rope, tokens, cache)
         else:
             past = [0] * rows if cache is None else cache.lengths
-            self._within_context(max(p + n for p, n in zip(past, counted, strict=True)))
+            self.within_context(max(p + n for p, n in zip(past, counted, strict=True)))
             if cache is not None:
                 cache.require(counted)
             step = EvenStep(self.rope, tokens, cache, counted)
@@ -243,6 +243,7 @@ class Transformer(nn.Module):
             x = x[:, at]
         return self.lm_head(self.norm(x))  # type: ignore[no-any-return]
 
-    def _within_context(self, longest: int) -> None:
+    def within_context(self, longest: int) -> None:
+        """Raises LlamaError when a row of so many tokens exceeds the context."""
         if longest > self.config.context_length:
             raise LlamaError(f"{longest} tokens exceed the model's context of {self.config.context_length}")

@@ -5,6 +5,9 @@
 A phase is over when its tasks are done, not when all threads have come: tasks are claimed one by one, and a thread that
 the system has put aside for another program is not waited for unless it holds one. (With barriers, two busy programs
 beside us made a step a hundred times as slow.)
+
+Rounded activations `acts` are three arrays: numbers uint8 [N, planes, K], scales fp32 [N, K / GROUP] and sums of four
+bytes [N, K / GROUP], as `llama.integers` describes them.
 """
 
 from __future__ import annotations
@@ -12,8 +15,8 @@ from __future__ import annotations
 from typing import Any
 
 import numba
-import numpy as np
 
+from llama import integers
 from llama import vectors as v
 
 LANES, GROUP = v.LANES, v.GROUP
@@ -22,6 +25,8 @@ COUNTERS = 16  # int64 of a phase: tasks claimed, and on another cache line task
 # What is known of a matrix: bits, addresses of weight, scale and minimum, blocks, groups. A layer has seven of them.
 FIELDS = 6
 BITS, WEIGHT, SCALE, MINIMUM, BLOCKS, GROUPS = range(FIELDS)
+PART = 64  # rows of a task where there are more of them
+ROWS = 4  # rows of a task that is done row by row
 
 compiled: Any = numba.njit(nogil=True, cache=True, error_model="numpy")
 # Sums along a row may be taken in any order, the same one for every row.
@@ -52,93 +57,97 @@ def wait(counters, phase, tasks):
 
 
 @compiled
-def shares(blocks):
-    """How many tasks a matrix's blocks are cut into."""
-    return min(blocks, max(12, blocks // 16))
+def shares(blocks, rows):
+    """How many shares a matrix's blocks are cut into."""
+    return blocks if rows > PART else min(blocks, max(12, blocks // 16))
 
 
 @compiled
-def blocks_times(matrix, first, last, x, ldx, sums, lds, rows, out, ldo):
-    """Blocks first to last - 1 of a matrix times all rows. x, sums, out: addresses; out is that of output 0."""
-    groups = matrix[GROUPS]
-    four = matrix[BITS] == 4
+def tasks_of(matrix, rows):
+    """Tasks of a product: shares of the outputs times parts of the rows."""
+    return shares(matrix[BLOCKS], rows) * ((rows + PART - 1) // PART)
+
+
+@compiled
+def part_of(matrix, task, rows):
+    """A task's part of a product: its blocks from first to before last, its rows from start to before stop."""
+    blocks = matrix[BLOCKS]
+    cut = shares(blocks, rows)
+    share, start = task % cut, task // cut * PART
+    return share * blocks // cut, (share + 1) * blocks // cut, start, min(start + PART, rows)
+
+
+@compiled
+def round_row(matrix, x, first, acts, row):
+    """Rounds floats x, the inputs from group `first` on, for a product with a matrix."""
+    numbers, scales, sums = acts
+    at = numbers.ctypes.data + row * numbers.strides[0] + first * GROUP
+    scale = scales.ctypes.data + (row * scales.shape[1] + first) * 4
+    total = sums.ctypes.data + (row * sums.shape[1] + first) * 4
+    if matrix[BITS] == 4:
+        integers.rounded(1, x.ctypes.data, len(x), at, numbers.strides[1], scale, total)
+    else:
+        integers.rounded(2, x.ctypes.data, len(x), at, numbers.strides[1], scale, total)
+
+
+@compiled
+def times(matrix, part, acts, out, ldo):
+    """A part of the outputs. out: the address of the part's first output; ldo: floats from row to row."""
+    first, last, start, stop = part
+    numbers, scales, sums = acts
+    groups, four = matrix[GROUPS], matrix[BITS] == 4
+    ldx, plane, lds = numbers.strides[0], numbers.strides[1], scales.shape[1]
     for block in range(first, last):
         w = matrix[WEIGHT] + block * groups * (16 if four else 32) * LANES
         s = matrix[SCALE] + block * groups * LANES * 2
         m = matrix[MINIMUM] + block * groups * LANES * 2
-        row = 0
-        while row < rows:
-            xr, ur = x + row * ldx * 4, sums + row * lds * 4
-            to = out + (row * ldo + block * LANES) * 4
-            if rows - row >= 4:
+        row = start
+        while row < stop:
+            x = numbers.ctypes.data + row * ldx
+            c, u = scales.ctypes.data + row * lds * 4, sums.ctypes.data + row * lds * 4
+            to = out + ((row - start) * ldo + (block - first) * LANES) * 4
+            if stop - row >= 4:
                 if four:
-                    v.product4_int4(w, s, m, groups, xr, ldx, ur, lds, to, ldo)
+                    integers.product(4, 4, w, s, m, groups, x, ldx, plane, c, u, lds, to, ldo)
                 else:
-                    v.product4_int8(w, s, m, groups, xr, ldx, ur, lds, to, ldo)
+                    integers.product(4, 8, w, s, m, groups, x, ldx, plane, c, u, lds, to, ldo)
                 row += 4
-            elif rows - row >= 2:
+            elif stop - row >= 2:
                 if four:
-                    v.product2_int4(w, s, m, groups, xr, ldx, ur, lds, to, ldo)
+                    integers.product(2, 4, w, s, m, groups, x, ldx, plane, c, u, lds, to, ldo)
                 else:
-                    v.product2_int8(w, s, m, groups, xr, ldx, ur, lds, to, ldo)
+                    integers.product(2, 8, w, s, m, groups, x, ldx, plane, c, u, lds, to, ldo)
                 row += 2
             else:
                 if four:
-                    v.product1_int4(w, s, m, groups, xr, ldx, ur, lds, to, ldo)
+                    integers.product(1, 4, w, s, m, groups, x, ldx, plane, c, u, lds, to, ldo)
                 else:
-                    v.product1_int8(w, s, m, groups, xr, ldx, ur, lds, to, ldo)
+                    integers.product(1, 8, w, s, m, groups, x, ldx, plane, c, u, lds, to, ldo)
                 row += 1
 
 
-@reducing
-def sum_groups(matrix, x, sums):
-    """sums[n, g] = sum of x[n, g * GROUP : (g + 1) * GROUP], which minima are multiplied with; int8 has none."""
-    if matrix[BITS] != 4:
-        return
-    for n in range(x.shape[0]):
-        for g in range(x.shape[1] // GROUP):
-            total = np.float32(0)
-            for k in range(g * GROUP, (g + 1) * GROUP):
-                total += x[n, k]
-            sums[n, g] = total
+@compiled
+def product(counters, phase, matrix, acts, out):
+    """out [N, blocks * LANES] = activations times a matrix. One phase."""
+    rows, width = out.shape
+    tasks = tasks_of(matrix, rows)
+    task = claim(counters, phase)
+    while task < tasks:
+        part = part_of(matrix, task, rows)
+        times(matrix, part, acts, out.ctypes.data + (part[2] * width + part[0] * LANES) * 4, width)
+        task = go_on(counters, phase)
+    wait(counters, phase, tasks)
 
 
 @compiled
-def product(member, counters, matrix, x, sums, out):
-    """out [N, blocks * LANES] = x [N, K] times a packed matrix; sums [team, N, K / GROUP] is scratch. One phase."""
-    own, ready, tasks = sums[member], False, shares(matrix[BLOCKS])
+def linear(member, counters, matrix, x, numbers, scales, sums, out):
+    """out [N, blocks * LANES] = x [N, K] times a packed matrix; the other arrays are scratch. Two phases."""
+    acts, rows = (numbers, scales, sums), len(x)
+    tasks = (rows + ROWS - 1) // ROWS
     task = claim(counters, 0)
     while task < tasks:
-        if not ready:
-            sum_groups(matrix, x, own)
-            ready = True
-        times_share(matrix, task, tasks, x, own, out)
+        for n in range(task * ROWS, min((task + 1) * ROWS, rows)):
+            round_row(matrix, x[n], 0, acts, n)
         task = go_on(counters, 0)
     wait(counters, 0, tasks)
-
-
-@compiled
-def times_share(matrix, task, tasks, x, sums, out):
-    """A task's part of the outputs: out [N, ...] = x [N, K] times some blocks of a matrix."""
-    blocks = matrix[BLOCKS]
-    blocks_times(matrix, task * blocks // tasks, (task + 1) * blocks // tasks, x.ctypes.data, x.shape[1],
-                 sums.ctypes.data, sums.shape[1], x.shape[0], out.ctypes.data, out.strides[0] // 4)  # fmt: skip
-
-
-@compiled
-def unpack(member, counters, matrix, out):
-    """out [K, blocks * LANES] = the packed matrix as floats, transposed. One phase."""
-    blocks, groups, width = matrix[BLOCKS], matrix[GROUPS], out.shape[1]
-    tasks = shares(blocks)
-    task = claim(counters, 0)
-    while task < tasks:
-        for block in range(task * blocks // tasks, (task + 1) * blocks // tasks):
-            s = matrix[SCALE] + block * groups * LANES * 2
-            to = out.ctypes.data + block * LANES * 4
-            if matrix[BITS] == 4:
-                w, m = matrix[WEIGHT] + block * groups * 16 * LANES, matrix[MINIMUM] + block * groups * LANES * 2
-                v.unpack_int4(w, s, m, groups, to, width)
-            else:
-                v.unpack_int8(matrix[WEIGHT] + block * groups * 32 * LANES, s, s, groups, to, width)
-        task = go_on(counters, 0)
-    wait(counters, 0, tasks)
+    product(counters, 1, matrix, acts, out)

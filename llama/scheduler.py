@@ -23,7 +23,6 @@ from llama.decoding import Decoding, Usage
 from llama.errors import LlamaError
 from llama.lookup import Lookup
 from llama.prefix import PrefixTree
-from llama.quantize import FEW_ROWS
 from llama.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 ROWS = 16  # requests that run at once
 PIECE = 1024  # tokens of a prompt that are read at a time: a request can be cancelled in between
 PIECE_BESIDE_OTHERS = 512  # the same while other requests wait for their next token
+DRAFTED = 32  # tokens of all requests in one step, up to which drafts are worth their price
 IDLE_S = 2.0  # the thread ends when nothing came for so long; the next request starts another
 
 
@@ -225,8 +225,7 @@ class Scheduler:
 
     def _write(self) -> None:
         """The next token of every running request, and as many more as were guessed right."""
-        # More tokens than these would take the slower way through the network.
-        room = max(0, FEW_ROWS // len(self._writing) - 1)
+        room = max(0, DRAFTED // len(self._writing) - 1)
         drafts = [self._draft(request, room) for request in self._writing]
         caches = [request.cache for request in self._writing if request.cache is not None]
         given = [[request.tokens[-1], *draft] for request, draft in zip(self._writing, drafts, strict=True)]

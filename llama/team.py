@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 
 class Team:
@@ -24,17 +22,6 @@ class Team:
         self.size = max(1, size)
         self._turn = threading.Lock()
         self._others = ThreadPoolExecutor(self.size, "paddock-team")
-        self._local = threading.local()
-
-    def scratch(self, size: int) -> Tensor:
-        """fp32 memory of at least `size` numbers, the calling thread's own; the next call gives the same again.
-
-        Fresh memory for every matrix would cost as much as filling it: the system hands out each page anew.
-        """
-        held: Tensor | None = getattr(self._local, "held", None)
-        if held is None or held.numel() < size:
-            held = self._local.held = torch.empty(size)
-        return held[:size]
 
     def run(self, function: Callable[..., None], phases: int, *args: Any) -> None:
         """Calls function(member, counters, *args) for every member and returns when all tasks are done.

@@ -4,16 +4,8 @@
 
 numba's own loops check for aliasing at every step, which costs more than the arithmetic when vectors are short. Here
 accumulators stay in registers. LLVM maps the vectors to what the CPU has (AVX-512, AVX2, NEON). Everything takes plain
-addresses as int64, for the caller keeps arrays of them; nothing is checked.
-
-A matrix [out, in] is packed in blocks of LANES outputs, so that one register holds the same input's weights of many
-outputs. No sum across a register is needed, and a row's result does not depend on the rows that are computed beside it.
-Every GROUP inputs share a scale, and for int4 a minimum, in fp16 (as GGUF's Q8_0 and Q4_1 have it):
-
-    int8   [blocks, in, LANES] int8         value = q * scale
-    int4   [blocks, in / 2, LANES] uint8    value = q * scale + minimum; byte j of a group of 32 inputs has input j
-                                            in its low and input j + 16 in its high half
-    scale, minimum [blocks, in / GROUP, LANES] fp16
+addresses as int64, for the caller keeps arrays of them; nothing is checked. Every sum has one order, whatever is
+computed beside it. Products with packed weights lie in `llama.integers`.
 """
 
 from __future__ import annotations
@@ -39,7 +31,7 @@ CHUNK = 64  # widths of heads are multiples of this
 def _cache_folder() -> str:
     """Where numba keeps what it compiled: a folder for these very sources, which it would not all compare itself."""
     here = Path(__file__).parent
-    sources = b"".join((here / f"{name}.py").read_bytes() for name in ("vectors", "products", "decode_step"))
+    sources = b"".join((here / f"{name}.py").read_bytes() for name in ("vectors", "integers", "products", "step"))
     folder = Path(numba.config.CACHE_DIR or here / "__pycache__") / hashlib.sha256(sources).hexdigest()[:16]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,11 +47,13 @@ if numba.config.CPU_FEATURES is None:
         ",-prefer-256-bit" if platform.machine() in ("x86_64", "AMD64") else ""
     )
 
+FEATURES = str(numba.config.CPU_FEATURES).split(",")
+
 Value = ir.Value
 F32, I8, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
 
-class _Code:
+class Code:
     """Shorthands around an IRBuilder."""
 
     def __init__(self, builder: ir.IRBuilder) -> None:
@@ -89,8 +83,16 @@ class _Code:
     def floats(self, address: Value, offset: Value, size: int) -> Value:
         return self.load(address, offset, ir.VectorType(F32, size), 4)
 
-    def store(self, value: Value, address: Value, offset: Value) -> None:
-        self.b.store(value, self.place(address, offset, value.type, 4)).align = 4
+    def store(self, value: Value, address: Value, offset: Value, width: int = 4) -> None:
+        self.b.store(value, self.place(address, offset, value.type, width)).align = width
+
+    def reduce(self, name: str, vector: Value) -> Value:
+        """One number of a vector's: 'add' of integers, 'fmax' of floats."""
+        kind = vector.type
+        letter = "f" if kind.element == F32 else "i"
+        function = ir.FunctionType(kind.element, [kind])
+        name = f"llvm.vector.reduce.{name}.v{kind.count}{letter}32"
+        return self.b.call(cgutils.get_or_insert_function(self.b.module, function, name), [vector])
 
     def call(self, name: str, *args: Value) -> Value:
         """An LLVM intrinsic whose result has the type of its first argument."""
@@ -106,203 +108,164 @@ class _Code:
         self.b.store(self.call("fma", x, y, self.b.load(variable)), variable)
 
 
-def _lowered(count: int, write: Any, result: Any = types.none) -> Any:
-    """What numba's `intrinsic` wants: a signature of int64 arguments, and the writer of the code."""
+def lowered(count: int, write: Any, result: Any = types.none, literals: tuple[Any, ...] = ()) -> Any:
+    """What numba's `intrinsic` wants: a signature of `count` int64, the first ones literals; and the code's writer."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Value:
-        found = write(_Code(builder), *args)
+        found = write(Code(builder), *args)
         return context.get_dummy_value() if found is None else found
 
-    return result(*[types.int64] * count), generate
+    return result(*literals, *[types.int64] * (count - len(literals))), generate
 
 
-def _product(rows: int, four: bool) -> Any:
-    """out[r * ldo + lane] = sum over k of x[r * ldx + k] * weight[k, lane], for a block of outputs and `rows` rows."""
+def _halved(c: Code, vectors: list[Value]) -> Value:
+    """The sum of each vector's 16 numbers, all in one vector; the same bit for bit for one vector and for 16.
 
-    def write(c: _Code, w: Value, s: Value, m: Value, groups: Value, x: Value, ldx: Value, sums: Value, lds: Value,
-              out: Value, ldo: Value) -> None:  # fmt: skip
-        b, zero = c.b, c.vector(0.0)
-        totals = [c.variable(zero) for _ in range(rows)]
-        # Two sums that grow in turns: one chain of dependent additions would wait for itself.
-        parts = [(c.variable(zero), c.variable(zero)) for _ in range(rows)]
-        stored = 16 if four else 32  # steps of LANES bytes in a group
-        with cgutils.for_range(b, groups) as group:
-            for part in parts:
-                b.store(zero, part[0])
-                b.store(zero, part[1])
-            with cgutils.for_range(b, c.number(stored // 2)) as pair:
-                for odd in range(2):
-                    j = b.add(b.mul(pair.index, c.number(2)), c.number(odd))
-                    step = b.add(b.mul(group.index, c.number(stored)), j)
-                    for i, values in enumerate(_unpacked(c, c.load(w, b.mul(step, c.number(LANES)), _BYTES, 1), four)):
-                        k = b.add(b.add(b.mul(group.index, c.number(GROUP)), j), c.number(16 * i))
-                        for r in range(rows):
-                            value = c.load(x, b.add(b.mul(c.number(r), ldx), k), F32, 4)
-                            c.add_product(parts[r][i if four else odd], values, c.splat(value))
-            at = b.mul(group.index, c.number(LANES))
-            scale = b.fpext(c.load(s, at, _HALVES, 2), _FLOATS)
-            minimum = b.fpext(c.load(m, at, _HALVES, 2), _FLOATS) if four else None
-            for r in range(rows):
-                c.add_product(totals[r], b.fadd(b.load(parts[r][0]), b.load(parts[r][1])), scale)
-                if minimum is not None:
-                    total = c.load(sums, b.add(b.mul(c.number(r), lds), group.index), F32, 4)
-                    c.add_product(totals[r], minimum, c.splat(total))
-        for r in range(rows):
-            c.store(b.load(totals[r]), out, b.mul(c.number(r), ldo))
-
-    return write
+    Of every vector the upper half is added to the lower one, until one number is left. Of two vectors that is done at
+    once, their halves side by side.
+    """
+    block = 16
+    while block > 1:
+        half, size = block // 2, vectors[0].type.count
+        pairs = list(zip(vectors[::2], vectors[1::2], strict=True)) if len(vectors) > 1 else [(vectors[0], vectors[0])]
+        starts = [
+            at for source in range(min(2, len(vectors))) for at in range(source * size, (source + 1) * size, block)
+        ]
+        places = [[at + upper + i for at in starts for i in range(half)] for upper in (0, half)]
+        chosen = [ir.Constant(ir.VectorType(I32, len(each)), each) for each in places]
+        vectors = [c.b.fadd(*(c.b.shuffle_vector(x, y, each) for each in chosen)) for x, y in pairs]
+        block = half
+    return vectors[0]
 
 
-_BYTES, _FLOATS = ir.VectorType(I8, LANES), ir.VectorType(F32, LANES)
-_HALVES, _INTS = ir.VectorType(ir.HalfType(), LANES), ir.VectorType(I32, LANES)
-
-
-def _unpacked(c: _Code, q: Value, four: bool) -> list[Value]:
-    """The one (int8) or two (int4) vectors of numbers that LANES bytes hold."""
-    if not four:
-        return [c.b.sitofp(c.b.sext(q, _INTS), _FLOATS)]
-    low = c.b.and_(q, ir.Constant(_BYTES, [15] * LANES))
-    high = c.b.lshr(q, ir.Constant(_BYTES, [4] * LANES))
-    return [c.b.uitofp(c.b.zext(each, _INTS), _FLOATS) for each in (low, high)]
+def _dots(c: Code, x: Value, ys: Value, size: Value, count: int) -> Value:
+    """Scalar products of `size` floats with `count` (1 or 16) rows behind each other."""
+    b, zero = c.b, c.vector(0.0, 16)
+    totals = [c.variable(zero) for _ in range(count)]
+    for total in totals:
+        b.store(zero, total)
+    with cgutils.for_range_slice(b, c.number(0), size, c.number(16)) as (at, _):
+        given = c.floats(x, at, 16)
+        for j, total in enumerate(totals):
+            c.add_product(total, given, c.floats(ys, b.add(b.mul(c.number(j), size), at), 16))
+    return _halved(c, [b.load(each) for each in totals])
 
 
 @intrinsic
-def product1_int8(typing, w, s, m, groups, x, ldx, sums, lds, out, ldo):
-    """One row times one block of an int8 matrix. w, s, m, x, sums, out: addresses; ldx, lds, ldo: floats per row."""
-    return _lowered(10, _product(1, four=False))
+def dot(typing, x, y, size, out):
+    """out[0] = the scalar product of `size` floats (a multiple of 16) at two addresses."""
+
+    def write(c: Code, x: Value, y: Value, size: Value, out: Value) -> None:
+        c.store(_dots(c, x, y, size, 1), out, c.number(0))
+
+    return lowered(4, write)
 
 
 @intrinsic
-def product2_int8(typing, w, s, m, groups, x, ldx, sums, lds, out, ldo):
-    return _lowered(10, _product(2, four=False))
+def dots(typing, x, ys, size, out):
+    """out[j] = the scalar product of x with row j of the 16 at ys, the same bit for bit as `dot` gives it."""
+
+    def write(c: Code, x: Value, ys: Value, size: Value, out: Value) -> None:
+        c.store(_dots(c, x, ys, size, 16), out, c.number(0))
+
+    return lowered(4, write)
 
 
 @intrinsic
-def product4_int8(typing, w, s, m, groups, x, ldx, sums, lds, out, ldo):
-    return _lowered(10, _product(4, four=False))
+def add_weighted(typing, weights, count, rows, size, out):
+    """out[e] += the sum over t < count of weights[t] * rows[t * size + e], for e < size (a multiple of CHUNK)."""
 
-
-@intrinsic
-def product1_int4(typing, w, s, m, groups, x, ldx, sums, lds, out, ldo):
-    """One row times one block of an int4 matrix. sums: the row's sum over every group of its inputs."""
-    return _lowered(10, _product(1, four=True))
-
-
-@intrinsic
-def product2_int4(typing, w, s, m, groups, x, ldx, sums, lds, out, ldo):
-    return _lowered(10, _product(2, four=True))
-
-
-@intrinsic
-def product4_int4(typing, w, s, m, groups, x, ldx, sums, lds, out, ldo):
-    return _lowered(10, _product(4, four=True))
-
-
-@intrinsic
-def unpack_int8(typing, w, s, m, groups, out, ldo):
-    """One block of an int8 matrix as floats, transposed: out[k * ldo + lane]."""
-    return _lowered(6, _unpack(four=False))
-
-
-@intrinsic
-def unpack_int4(typing, w, s, m, groups, out, ldo):
-    """One block of an int4 matrix as floats, transposed: out[k * ldo + lane]."""
-    return _lowered(6, _unpack(four=True))
-
-
-def _unpack(four: bool) -> Any:
-    def write(c: _Code, w: Value, s: Value, m: Value, groups: Value, out: Value, ldo: Value) -> None:
-        b, stored = c.b, 16 if four else 32
-        with cgutils.for_range(b, groups) as group:
-            at = b.mul(group.index, c.number(LANES))
-            scale = b.fpext(c.load(s, at, _HALVES, 2), _FLOATS)
-            minimum = b.fpext(c.load(m, at, _HALVES, 2), _FLOATS) if four else c.vector(0.0)
-            with cgutils.for_range(b, c.number(stored)) as step:
-                j = b.add(b.mul(group.index, c.number(stored)), step.index)
-                for i, values in enumerate(_unpacked(c, c.load(w, b.mul(j, c.number(LANES)), _BYTES, 1), four)):
-                    k = b.add(b.add(b.mul(group.index, c.number(GROUP)), step.index), c.number(16 * i))
-                    c.store(c.call("fma", values, scale, minimum), out, b.mul(k, ldo))
-
-    return write
-
-
-@intrinsic
-def dot(typing, x, y, size):
-    """The scalar product of `size` floats (a multiple of CHUNK) at two addresses."""
-
-    def write(c: _Code, x: Value, y: Value, size: Value) -> Value:
-        total = c.variable(ir.Constant(F32, 0.0))
-        with cgutils.for_range_slice(c.b, c.number(0), size, c.number(CHUNK)) as (at, _):
-            product = c.b.fmul(c.floats(x, at, CHUNK), c.floats(y, at, CHUNK))
-            while product.type.count > 1:  # halves are added: the order is fixed, whatever the registers' width
-                half = product.type.count // 2
-                spread = [ir.Constant(ir.VectorType(I32, half), list(range(i * half, (i + 1) * half))) for i in (0, 1)]
-                product = c.b.fadd(*(c.b.shuffle_vector(product, product, each) for each in spread))
-            c.b.store(c.b.fadd(c.b.load(total), c.b.extract_element(product, ir.Constant(I32, 0))), total)
-        return c.b.load(total)
-
-    return _lowered(3, write, types.float32)
-
-
-@intrinsic
-def weighted_sum(typing, weights, count, rows, size, out):
-    """out[e] = sum over t < count of weights[t] * rows[t * size + e], for e < size (a multiple of CHUNK)."""
-
-    def write(c: _Code, weights: Value, count: Value, rows: Value, size: Value, out: Value) -> None:
+    def write(c: Code, weights: Value, count: Value, rows: Value, size: Value, out: Value) -> None:
         b = c.b
         total = c.variable(c.vector(0.0, CHUNK))
         with cgutils.for_range_slice(b, c.number(0), size, c.number(CHUNK)) as (at, _):
-            b.store(c.vector(0.0, CHUNK), total)
+            b.store(c.floats(out, at, CHUNK), total)
             with cgutils.for_range(b, count) as t:
                 weight = c.splat(c.load(weights, t.index, F32, 4), CHUNK)
                 c.add_product(total, weight, c.floats(rows, b.add(b.mul(t.index, size), at), CHUNK))
             c.store(b.load(total), out, at)
 
-    return _lowered(5, write)
+    return lowered(5, write)
 
 
-@intrinsic
-def exponentials(typing, x, count):
-    """x[i] = exp(x[i]) for non-positive x, in place; writes up to the next multiple of 16.
+def _exp(c: Code, x: Value) -> Value:
+    """exp of 16 floats within [-87, 87]; what lies beyond counts as the bound.
 
     2^n * p(r) with n = round(x / ln 2) and p the Taylor polynomial of degree 6 on |r| <= ln 2 / 2: within 3e-7.
     """
+    b, v = c.b, lambda value: c.vector(value, 16)
+    given = c.call("minnum", c.call("maxnum", x, v(-87.0)), v(87.0))
+    n = c.call("rint", b.fmul(given, v(1.4426950408889634)))
+    r = c.call("fma", n, v(-0.693145751953125), given)
+    r = c.call("fma", n, v(-1.428606820309417e-06), r)
+    total = v(1 / 720)
+    for factor in (1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
+        total = c.call("fma", total, r, v(factor))
+    ints = ir.VectorType(I32, 16)
+    power = b.shl(b.add(b.fptosi(n, ints), ir.Constant(ints, [127] * 16)), ir.Constant(ints, [23] * 16))
+    return b.fmul(total, b.bitcast(power, ir.VectorType(F32, 16)))
 
-    def write(c: _Code, x: Value, count: Value) -> None:
-        b, v = c.b, lambda value: c.vector(value, 16)
+
+@intrinsic
+def softmax(typing, scores, length, size, part):
+    """Scores of heads of `size` to weights exp(score / sqrt(size) - largest), in place; part = [largest, their sum].
+
+    Writes up to the next multiple of 16 behind `length` > 0, and 16 beyond.
+    """
+
+    def write(c: Code, scores: Value, length: Value, size: Value, part: Value) -> None:
+        b, lowest = c.b, c.vector(-3e38, 16)
+        factor = b.fdiv(ir.Constant(F32, 1.0), c.call("sqrt", b.sitofp(size, F32)))
+        c.store(lowest, scores, length)  # what lies behind counts as nothing
+        most, total = c.variable(lowest), c.variable(c.vector(0.0, 16))
+        b.store(lowest, most)
+        b.store(c.vector(0.0, 16), total)
+        with cgutils.for_range_slice(b, c.number(0), length, c.number(16)) as (at, _):
+            b.store(c.call("maxnum", b.load(most), c.floats(scores, at, 16)), most)
+        largest = c.reduce("fmax", b.load(most))
+        with cgutils.for_range_slice(b, c.number(0), length, c.number(16)) as (at, _):
+            below = b.fsub(c.floats(scores, at, 16), c.splat(largest, 16))
+            weights = _exp(c, b.fmul(below, c.splat(factor, 16)))
+            c.store(weights, scores, at)
+            b.store(b.fadd(b.load(total), weights), total)
+        c.store(b.fmul(largest, factor), part, c.number(0))
+        c.store(_halved(c, [b.load(total)]), part, c.number(1))
+
+    return lowered(4, write)
+
+
+@intrinsic
+def silu_times(typing, gate, up, count):
+    """gate[i] = silu(gate[i]) * up[i] for i < count (a multiple of 16)."""
+
+    def write(c: Code, gate: Value, up: Value, count: Value) -> None:
+        b = c.b
         with cgutils.for_range_slice(b, c.number(0), count, c.number(16)) as (at, _):
-            given = c.call("maxnum", c.floats(x, at, 16), v(-87.0))
-            n = c.call("rint", b.fmul(given, v(1.4426950408889634)))
-            r = c.call("fma", n, v(-0.693145751953125), given)
-            r = c.call("fma", n, v(-1.428606820309417e-06), r)
-            total = v(1 / 720)
-            for factor in (1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
-                total = c.call("fma", total, r, v(factor))
-            ints = ir.VectorType(I32, 16)
-            power = b.shl(b.add(b.fptosi(n, ints), ir.Constant(ints, [127] * 16)), ir.Constant(ints, [23] * 16))
-            c.store(b.fmul(total, b.bitcast(power, ir.VectorType(F32, 16))), x, at)
+            given = c.floats(gate, at, 16)
+            below = b.fadd(c.vector(1.0, 16), _exp(c, b.fsub(c.vector(0.0, 16), given)))
+            c.store(b.fmul(b.fdiv(given, below), c.floats(up, at, 16)), gate, at)
 
-    return _lowered(2, write)
+    return lowered(3, write)
 
 
 @intrinsic
 def arrive(typing, counter):
     """Adds one to the int64 at an address, seen by all threads; gives what was there before."""
 
-    def write(c: _Code, counter: Value) -> Value:
+    def write(c: Code, counter: Value) -> Value:
         return c.b.atomic_rmw("add", c.b.inttoptr(counter, I64.as_pointer()), c.number(1), "acq_rel")
 
-    return _lowered(1, write, types.int64)
+    return lowered(1, write, types.int64)
 
 
 @intrinsic
 def look(typing, counter):
     """The int64 at an address as other threads left it."""
 
-    def write(c: _Code, counter: Value) -> Value:
+    def write(c: Code, counter: Value) -> Value:
         return c.b.load_atomic(c.b.inttoptr(counter, I64.as_pointer()), "acquire", 8)
 
-    return _lowered(1, write, types.int64)
+    return lowered(1, write, types.int64)
 
 
 CAN_YIELD = binding.address_of_symbol("sched_yield") is not None
@@ -312,18 +275,18 @@ CAN_YIELD = binding.address_of_symbol("sched_yield") is not None
 def give_way(typing):
     """Lets another thread have the core, where the system has a call for it."""
 
-    def write(c: _Code) -> None:
+    def write(c: Code) -> None:
         if CAN_YIELD:
             c.b.call(cgutils.get_or_insert_function(c.b.module, ir.FunctionType(I32, []), "sched_yield"), [])
 
-    return _lowered(0, write)
+    return lowered(0, write)
 
 
 @intrinsic
 def pointer(typing, address):
     """An address as a pointer to floats, for numba.carray."""
 
-    def write(c: _Code, address: Value) -> Value:
+    def write(c: Code, address: Value) -> Value:
         return c.b.inttoptr(address, F32.as_pointer())
 
-    return _lowered(1, write, types.CPointer(types.float32))
+    return lowered(1, write, types.CPointer(types.float32))

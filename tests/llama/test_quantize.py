@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from llvmlite.binding import get_host_cpu_name
+from numba.core.codegen import get_host_cpu_features
 from safetensors.torch import save_file
 
 from app.evaluate.perplexity import measure
@@ -20,7 +27,7 @@ from llama.engine import Engine, load_engine, precision_of
 from llama.errors import LlamaError
 from llama.fused import FusedStep, supports
 from llama.model import Transformer
-from llama.quantize import QuantizedEmbedding, QuantizedLinear, pack, quantization_of, quantize, unpack
+from llama.quantize import QuantizedEmbedding, QuantizedLinear, pack, quantization_of, unpack
 from llama.team import Team
 
 TEXT = (
@@ -44,6 +51,15 @@ def random_model(config: ModelConfig) -> Transformer:
         if hasattr(module, "eps"):
             module.weight.data.uniform_(0.5, 1.5)
     return model.eval().requires_grad_(False)
+
+
+def quantized(model: Transformer, kind: str, team: Team) -> Transformer:
+    """The model with its matrices packed, as one that was read from a packed file."""
+    state = {name: x for name, x in model.state_dict().items() if not (model.config.tied and name == "lm_head.weight")}
+    parts = [packed_file.packed_parts(name, tensor, kind) for name, tensor in state.items()]
+    found = packed_file.assemble(model.config, {k: v for each in parts for k, v in each.items()}, team, torch.float32)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("outputs", [64, 40])
@@ -74,20 +90,34 @@ def test_a_width_that_has_no_groups_is_refused() -> None:
         pack(torch.zeros(32, 48), 8)
 
 
+def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Activations as a product with weights of so many bits takes them (`llama.integers`)."""
+    most = 127 if bits == 4 else 32639
+    groups = x.unflatten(-1, (-1, 32))
+    scale = groups.abs().amax(-1, keepdim=True) / most
+    return torch.where(scale > 0, (groups / scale).round() * scale, 0).flatten(-2)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("team", [1, 3])
 def test_products_are_those_of_the_unpacked_matrix(bits: int, team: int) -> None:
     torch.manual_seed(1)
     packed = pack(torch.randn(72, 160), bits)
     layer, dense = QuantizedLinear(packed, Team(team), torch.float32), unpack(packed)
-    for rows in (1, 2, 3, 7, 32, 33, 80):
-        x = torch.randn(rows, 160)
-        assert torch.allclose(layer(x), x @ dense.T, atol=2e-4), rows
-    x = torch.randn(13, 160)
+    for rows in (1, 2, 3, 7, 32, 33, 80, 131):
+        x = torch.randn(rows, 160) * torch.logspace(-3, 3, rows)[:, None]
+        x[0, 32:64] = 0
+        x[-1, 64] = 1e-38
+        wanted = rounded(x, bits) @ dense.T
+        size = x.abs().amax(-1, keepdim=True)
+        # A number that lies between two may be rounded either way.
+        assert ((layer(x) - wanted).abs() < size * (2e-2 if bits == 4 else 2e-4)).all(), rows
+        assert ((layer(x) - wanted).abs() < size * 2e-5).float().mean() > 0.95
+        assert ((layer(x) - x @ dense.T).abs() < size * (0.3 if bits == 4 else 1e-3)).all(), rows
+    x = torch.randn(70, 160)
     together = layer(x)
-    for i in range(13):
+    for i in (0, 1, 12, 63, 69):
         assert torch.equal(layer(x[i : i + 1])[0], together[i]), "a row's result depends on no other"
-    assert torch.equal(layer.transposed(), dense.T)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -99,11 +129,14 @@ def test_embedding(bits: int) -> None:
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize(("heads", "kv_heads", "tied"), [(4, 2, True), (2, 2, False), (3, 1, True)])
-def test_compiled_step_equals_the_eager_model(kind: str, heads: int, kv_heads: int, tied: bool) -> None:
-    """Several requests of different lengths, one of them beyond a split, several tokens each."""
+@pytest.mark.parametrize("sizes", [(2, 1, 5), (70, 290, 33)])
+def test_compiled_step_equals_the_eager_model(
+    kind: str, heads: int, kv_heads: int, tied: bool, sizes: tuple[int, int, int]
+) -> None:
+    """Several requests of different lengths, some of them beyond a split, few and many tokens."""
     config = shape(heads, kv_heads, tied)
-    model, team = random_model(config), Team(3)
-    quantize(model, kind, team, torch.float32)
+    team = Team(3)
+    model = quantized(random_model(config), kind, team)
     assert quantization_of(model) == kind
     assert supports(model)
     step, random = FusedStep(model, team), torch.Generator().manual_seed(5)
@@ -111,20 +144,23 @@ def test_compiled_step_equals_the_eager_model(kind: str, heads: int, kv_heads: i
     def ids(count: int) -> list[int]:
         return torch.randint(0, config.vocab_size, (count,), generator=random).tolist()
 
-    prompts, new = [ids(n) for n in (1, 300, 57)], [ids(n) for n in (2, 1, 5)]
-    wanted = torch.cat([model(torch.tensor([p + n]))[0, len(p) :] for p, n in zip(prompts, new, strict=True)])
+    # Rounding differs where the two lie on either side of a half; four bits in a small model make more of it.
+    near = 2e-3 if kind == "int8" else 0.15
+    prompts, new = [ids(n) for n in (1, 300, 57)], [ids(n) for n in sizes]
+    wanted = [model(torch.tensor([p + n]))[0, len(p) :] for p, n in zip(prompts, new, strict=True)]
     caches = []
     for prompt in prompts:
-        cache = KVCache(config, 1, 400)
+        cache = KVCache(config, 1, 600)
         model(torch.tensor([prompt]), cache)
         caches.append(cache)
-    found = step(new, caches)
-    assert (found - wanted).abs().max() < 2e-4
-    assert [cache.lengths[0] for cache in caches] == [3, 301, 62]
+    found = step(new, caches, every=True)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).abs().max() < near
+    assert [cache.lengths[0] for cache in caches] == [n + m for n, m in zip((1, 300, 57), sizes, strict=True)]
     # What the step put into the caches is what the eager model finds there.
     more = ids(4)
     again = model(torch.tensor([more]), caches[1])
-    assert torch.allclose(again[0], model(torch.tensor([prompts[1] + new[1] + more]))[0, -4:], atol=2e-4)
+    assert (again[0] - model(torch.tensor([prompts[1] + new[1] + more]))[0, -4:]).abs().max() < near
 
 
 def test_a_row_depends_on_no_other_row(fast: Engine) -> None:
@@ -143,6 +179,58 @@ def test_a_row_depends_on_no_other_row(fast: Engine) -> None:
     assert torch.equal(logits([0], [[5]])[0], together[0])
 
 
+def test_a_token_is_the_same_read_or_generated(fast: Engine) -> None:
+    """Nothing depends on how a text is cut: that is what lets prefixes be reused and drafts be verified exactly."""
+    ids = fast.tokenizer.encode(TEXT)[:330]
+    found = []
+    for sizes in ([330], [1, 63, 65, 201], [300, *[1] * 30]):
+        cache, ends = fast.new_cache(1, 340), []
+        for size in sizes:
+            start = cache.lengths[0]
+            ends += fast.forward([ids[start : start + size]], [cache], every=True)
+        found.append((torch.cat(ends), cache))
+    for logits, cache in found[1:]:
+        assert torch.equal(logits, found[0][0])
+        assert torch.equal(cache.k, found[0][1].k)
+        assert torch.equal(cache.v, found[0][1].v)
+
+
+def test_positions_beyond_the_context_are_refused() -> None:
+    config, team = shape(), Team(1)
+    step = FusedStep(quantized(random_model(config), "int8", team), team)
+    cache = KVCache(config, 1, 2000)
+    cache.lengths[0] = 1020
+    with pytest.raises(LlamaError, match="1025 tokens exceed the model's context of 1024"):
+        step([[1] * 5], [cache])
+    with pytest.raises(LlamaError, match="vocabulary of 203"):
+        step([[203]], [cache])
+
+
+PRODUCTS = """
+import torch
+from llama.integers import DOT_LANES
+from llama.quantize import QuantizedLinear, pack
+from llama.team import Team
+
+def products():
+    torch.manual_seed(1)
+    layers = [QuantizedLinear(pack(torch.randn(72, 160), bits), Team(1), torch.float32) for bits in (4, 8)]
+    return [layer(torch.randn(7, 160)).numpy().tobytes().hex() for layer in layers]
+"""
+
+
+def test_every_processor_computes_the_same(tmp_path: Path) -> None:
+    """Dot products of bytes and their substitute where the processor has none."""
+    features = re.sub(r"\+(avx512vnni|avxvnni)\b", r"-\1", get_host_cpu_features())
+    environment = {**os.environ, "NUMBA_CPU_FEATURES": features, "NUMBA_CPU_NAME": get_host_cpu_name(),
+                   "NUMBA_CACHE_DIR": str(tmp_path)}  # fmt: skip
+    command = [sys.executable, "-c", PRODUCTS + "assert DOT_LANES == 0\nprint(*products())"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    here: dict[str, Any] = {}
+    exec(PRODUCTS, here)
+    assert done.stdout.split() == here["products"]()
+
+
 def test_perplexity_of_quantized_models(engine: Engine, fast: Engine, gguf_path: Path) -> None:
     def perplexity(model: Engine) -> float:
         found = measure(model, TEXT, 512, 256)
@@ -150,7 +238,8 @@ def test_perplexity_of_quantized_models(engine: Engine, fast: Engine, gguf_path:
 
     plain = perplexity(engine)
     assert abs(perplexity(load_engine(gguf_path, "cpu", quant="int8")) / plain - 1) < 0.005
-    assert abs(perplexity(fast) / plain - 1) < 0.001, "the file has four bits already"
+    # The file has four bits already: what is lost is lost by rounding activations.
+    assert abs(perplexity(fast) / plain - 1) < 0.02
 
 
 def test_packed_weights_are_kept(gguf_path: Path, tmp_path: Path, fast: Engine) -> None:
@@ -189,10 +278,9 @@ def test_any_shape_is_packed_as_it_is_read(tmp_path: Path, tied: bool) -> None:
     packed = packed_file.pack_checkpoint(open_checkpoint(tmp_path / "m"), "int4")
     packed_file.save(packed, tmp_path / "m.safetensors")
     again = packed_file.assemble(config, packed_file.load(tmp_path / "m.safetensors"), team, torch.float32)
-    quantize(model, "int4", team, torch.float32)
     tokens = torch.randint(0, 203, (1, 70))
     assert again is not None
-    assert torch.equal(again(tokens), model(tokens))
+    assert torch.equal(again(tokens), quantized(model, "int4", team)(tokens))
     for other in (shape(tied=not tied), shape(heads=2, tied=tied)):
         assert packed_file.assemble(other, packed, team, torch.float32) is None
     assert packed_file.assemble(config, {}, team, torch.float32) is None
@@ -220,4 +308,4 @@ def test_what_auto_chooses(gguf_path: Path) -> None:
         assert engine.quant == quant
         assert engine.precision == precision_of(gguf_path, "cpu", dtype, "auto")
     assert engine.precision == "float32"
-    assert precision_of(gguf_path, "cpu", "bfloat16", "int8") == "int8 in bfloat16"
+    assert precision_of(gguf_path, "cpu", "bfloat16", "int8") == "int8"
