@@ -9,7 +9,6 @@ import pytest
 from llama.engine import Engine
 from llama.errors import LlamaError
 from llama.sampling import SamplingParams
-from llama.scheduler import run_all
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -37,7 +36,7 @@ def test_equals_one_at_a_time(
     engine: Engine = request.getfixturevalue(model)
     prompts = prompts[:requests]
     params = SamplingParams(max_tokens=24, stop=("\n",), stop_loops=True)
-    found = dict(run_all(engine, prompts, params, rows))
+    found = dict(engine.generate_batch(prompts, params, rows))
     assert sorted(found) == list(range(len(prompts))), "each once"
     for i, prompt in enumerate(prompts):
         assert (found[i].text, found[i].tokens, found[i].usage.finish_reason) == alone(engine, prompt, params), i
@@ -49,13 +48,13 @@ def test_equals_one_at_a_time(
 
 def test_sampled_rows_keep_their_seed(engine: Engine, prompts: list[list[int]]) -> None:
     params = SamplingParams(max_tokens=12, temperature=0.8, seed=5)
-    found = dict(run_all(engine, prompts[:4], params))
+    found = dict(engine.generate_batch(prompts[:4], params))
     for i in range(4):
         assert found[i].text == alone(engine, prompts[i], params)[0]
 
 
 def test_results_come_as_they_end(engine: Engine, prompts: list[list[int]]) -> None:
-    results = run_all(engine, prompts[:8], SamplingParams(max_tokens=40), rows=4)
+    results = engine.generate_batch(prompts[:8], SamplingParams(max_tokens=40), rows=4)
     first, _ = next(results)
     assert first < 5, "long before the last request has begun"
     results.close()
@@ -64,7 +63,7 @@ def test_results_come_as_they_end(engine: Engine, prompts: list[list[int]]) -> N
 def test_cancel_ends_all(engine: Engine, prompts: list[list[int]]) -> None:
     cancel = threading.Event()
     found = {}
-    for i, result in run_all(engine, prompts, SamplingParams(max_tokens=200), 4, cancel):
+    for i, result in engine.generate_batch(prompts, SamplingParams(max_tokens=200), 4, cancel):
         cancel.set()
         found[i] = result
     assert sorted(found) == list(range(len(prompts)))
@@ -72,6 +71,6 @@ def test_cancel_ends_all(engine: Engine, prompts: list[list[int]]) -> None:
 
 
 def test_nothing_runs_when_one_prompt_does_not_fit(engine: Engine, prompts: list[list[int]]) -> None:
-    assert list(run_all(engine, [], SamplingParams())) == []
+    assert list(engine.generate_batch([], SamplingParams())) == []
     with pytest.raises(LlamaError, match="8192"):
-        next(run_all(engine, [*prompts, [5] * 8192], SamplingParams()))
+        next(engine.generate_batch([*prompts, [5] * 8192], SamplingParams()))

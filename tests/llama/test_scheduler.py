@@ -140,7 +140,14 @@ def test_a_batch_lets_others_in(own: Engine) -> None:
     batch = own.generate_batch(prompts, SamplingParams(max_tokens=24), rows=12)
     next(batch)
     assert len(said(own, ask(own, "Hi"), SamplingParams(max_tokens=4)).tokens) > 0
-    assert len(list(batch)) > 4, "the batch was far from its end"
+    rest = [request for _, request in batch]
+    assert len(rest) > 4, "the batch was far from its end"
+    assert len({request.user for request in rest}) == 1, "for it is one user"
+
+
+def test_whoever_gives_no_name_is_a_user_alone(own: Engine) -> None:
+    one, other = (own.generate([5], SamplingParams()) for _ in range(2))
+    assert one.user != other.user
 
 
 def test_cancelled_and_left_requests_free_their_place(own: Engine) -> None:
