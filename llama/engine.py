@@ -95,8 +95,9 @@ class Engine:
     ) -> Iterator[tuple[int, Request]]:
         """Decodes all prompts, `rows` of them at once, and yields (index of the prompt, its request) as each ends.
 
-        Raises LlamaError when a prompt is empty or leaves no room in the context, before anything is computed. Leaving
-        the iteration early cancels what still runs.
+        A request that failed is yielded like the others, with its `error`; the rest goes on. Raises LlamaError when a
+        prompt is empty or leaves no room in the context, before anything is computed. Leaving the iteration early
+        cancels what still runs.
         """
         for prompt in prompts:
             self.check_prompt(prompt)
@@ -110,7 +111,10 @@ class Engine:
             for index, prompt in itertools.islice(todo, 1):
                 request = Request(self, list(prompt), params, stop, user)
                 request.done, places[request] = ended, index
-                self.scheduler.submit([request])
+                try:
+                    self.scheduler.submit([request])
+                except LlamaError as error:  # it could never be let in
+                    request.end(error)
 
         try:
             for _ in range(rows):
@@ -118,8 +122,6 @@ class Engine:
             while places:
                 request = ended.get()
                 begin()
-                if request.error is not None:
-                    raise request.error
                 yield places.pop(request), request
         finally:
             for request in places:

@@ -176,10 +176,11 @@ class Scheduler:
                 del self._waiting[user]
             request.begun = time.perf_counter()
             request.usage.queue_s = request.begun - request.submitted
-            request.cache = self._engine.new_cache(1, len(request.prompt) + request.budget)
-            # The last token is always computed, for what follows it is not kept.
-            request.usage.cached_tokens = self.prefixes.load(request.prompt[:-1], request.cache)
-            self._reading.append(request)
+            with self._blamed(request):
+                request.cache = self._engine.new_cache(1, len(request.prompt) + request.budget)
+                # The last token is always computed, for what follows it is not kept.
+                request.usage.cached_tokens = self.prefixes.load(request.prompt[:-1], request.cache)
+                self._reading.append(request)
 
     def _fits(self, needed: int) -> bool:
         return needed <= self.memory and self.prefixes.shrink(self.memory - needed)

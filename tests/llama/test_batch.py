@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 
 import pytest
+import torch
 
+from llama.decoding import Decoding
 from llama.engine import Engine
 from llama.errors import LlamaError
 from llama.sampling import SamplingParams
@@ -74,3 +76,39 @@ def test_nothing_runs_when_one_prompt_does_not_fit(engine: Engine, prompts: list
     assert list(engine.generate_batch([], SamplingParams())) == []
     with pytest.raises(LlamaError, match="8192"):
         next(engine.generate_batch([*prompts, [5] * 8192], SamplingParams()))
+
+
+def test_one_that_could_never_fit_is_told_and_the_rest_goes_on(fast: Engine, prompts: list[list[int]]) -> None:
+    params = SamplingParams(max_tokens=8)
+    small = Engine(fast.model, fast.tokenizer, fast.template, fast.name, kv_memory=100 * fast.cache_bytes_per_token)
+    given = [[5] * 200, *prompts[:3], [5] * 300]
+    found = dict(small.generate_batch(given, params, rows=2))
+    assert sorted(found) == list(range(len(given))), "each once"
+    for i in (0, 4):
+        assert "kv_memory_mb" in str(found[i].error)
+        assert isinstance(found[i].error, LlamaError)
+    for i, prompt in enumerate(prompts[:3], 1):
+        assert found[i].error is None
+        assert (found[i].text, found[i].tokens, found[i].usage.finish_reason) == alone(fast, prompt, params)
+    none = dict(small.generate_batch([[5] * 200] * 3, params, rows=2))
+    assert [type(none[i].error) for i in range(3)] == [LlamaError] * 3, "though nothing ever runs"
+
+
+def test_a_fault_in_one_leaves_the_others(
+    fast: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = SamplingParams(max_tokens=8)
+    push = Decoding.push
+
+    def fail(self: Decoding, logits: torch.Tensor, budget: int) -> str:
+        if self.usage.prompt_tokens == len(prompts[1]) and len(self.tokens) == 2:
+            raise ZeroDivisionError("of this request")
+        return push(self, logits, budget)
+
+    monkeypatch.setattr(Decoding, "push", fail)
+    lengths = [len(prompt) for prompt in prompts[:4]]
+    assert lengths.count(len(prompts[1])) == 1
+    found = dict(fast.generate_batch(prompts[:4], params))
+    assert [type(found[i].error) for i in range(4)] == [type(None), ZeroDivisionError, type(None), type(None)]
+    for i in (0, 2, 3):
+        assert found[i].text == alone(fast, prompts[i], params)[0]

@@ -204,6 +204,20 @@ def test_a_fault_of_the_model_is_told_to_all(own: Engine, monkeypatch: pytest.Mo
     assert said(own, ask(own, "Hello."), SamplingParams(max_tokens=5)).text
 
 
+@pytest.mark.timeout(60)
+def test_a_cache_that_cannot_be_made_is_told(own: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+
+        def fail(rows: int, capacity: int) -> None:
+            raise MemoryError("no room")
+
+        patch.setattr(own, "new_cache", fail)
+        with pytest.raises(MemoryError):
+            list(own.generate(ask(own, "Hello."), SamplingParams()))
+    assert own.scheduler.held == 0
+    assert said(own, ask(own, "Hello."), SamplingParams(max_tokens=5)).text
+
+
 def test_log_probabilities(own: Engine) -> None:
     prompt = ask(own, "What is the capital of France?")
     request = said(own, prompt, SamplingParams(max_tokens=8, logprobs=True))
