@@ -140,12 +140,14 @@ class Answerer:
         yield from generation
         yield found.answered(generation.text, prompt.chunks, generation.usage)
 
-    def answer_batch(self, questions: Sequence[Question], rows: int = 16) -> Iterator[tuple[int, Answer | Exception]]:
+    def answer_batch(
+        self, questions: Sequence[Question], rows: int = 16
+    ) -> Iterator[tuple[int, Answer | BaseException]]:
         """Answers many questions, up to `rows` of them at a time, and yields (index, answer) as each is finished.
 
-        The answers are those of `answer` (under greedy decoding in fp32, to the letter), and so are the faults of
-        single questions, which come in their place. `total_s` counts the question's own phases, without the wait for
-        its turn.
+        The answers are those of `answer` (under greedy decoding in fp32, to the letter). What goes wrong with one
+        question, before or in the model, comes in its place, and the rest goes on; `told` makes a line of it. `total_s`
+        counts the question's own phases, without the wait for its turn.
         """
         for start in range(0, len(questions), WINDOW):
             ready: list[tuple[int, _Found, Prompt]] = []
@@ -163,7 +165,10 @@ class Answerer:
             prompts = [prompt.ids for _, _, prompt in ready]
             for place, done in self._backend.engine.generate_batch(prompts, self._sampling, rows):
                 index, found, prompt = ready[place]
-                yield index, found.answered(done.text, prompt.chunks, done.usage, batched=True)
+                if done.error is not None:
+                    yield index, done.error
+                else:
+                    yield index, found.answered(done.text, prompt.chunks, done.usage, batched=True)
 
     def _retrieve(self, question: Question) -> _Found:
         started = time.perf_counter()
@@ -238,6 +243,12 @@ def is_refusal(text: str) -> bool:
     """Whether the text begins with the refusal that the model was told to give, as a sentence of its own."""
     said = text.strip().lower()
     return any(said.startswith(whole := refusal.lower()) or said == whole[:-1] for refusal in REFUSAL.values())
+
+
+def told(error: BaseException) -> str:
+    """What went wrong with a question, in one line; what nobody foresaw is told with its type."""
+    line = " ".join(str(error).split())
+    return line if isinstance(error, ANSWER_ERRORS) else f"unexpected {type(error).__name__}: {line}"
 
 
 def check_question(question: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.answer import Answer, Answerer, Question
+from app.answer import Answer, Answerer, Question, told
 from app.errors import AppError
 from app.lines import is_valid, read_lines
 
@@ -162,7 +162,7 @@ def answer_rows(items: Sequence[Item], answerer: Answerer, kb: str, k: int) -> I
     questions = [Question(items[index].question, items[index].kb or kb, k) for index in asked]
     for place, found in answerer.answer_batch(questions):
         item = items[asked[place]]
-        result = found.to_json() if isinstance(found, Answer) else {"error": str(found)}
+        result = found.to_json() if isinstance(found, Answer) else {"error": told(found)}
         yield asked[place], {"id": item.id, "question": item.question, **result, **item.extra}
 
 

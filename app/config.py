@@ -44,7 +44,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     home: Path = Field(description="state folder; set by PADDOCK_HOME, not in paddock.toml")
-    model: str = Field(DEFAULT_MODEL, description="a GGUF file or Hugging Face folder under models/, or a path")
+    model: str = Field(
+        DEFAULT_MODEL, description="a GGUF file, a Hugging Face folder or one of Meta's under models/, or a path"
+    )
     embedder: str = Field(DEFAULT_EMBEDDER, description="a sentence-transformers folder under models/, or a path")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="precision of the LLaMA's weights")

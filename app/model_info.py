@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["llama", "embedder", "unknown"]
 
-# Bytes that GROUP weights of a row take: quantized ones have a half-precision scale for each group, int4 a minimum too.
-GROUP = 32
-GROUP_BYTES = {"float32": 128, "bfloat16": 64, "int8": 34, "int4": 20}
-CACHED = {"float32": 4, "bfloat16": 2}  # what keys and values are kept in, and its bytes
+DTYPES = {"float32": 4, "bfloat16": 2}  # what weights, and keys and values, are kept in, and its bytes
 
 
 def size_of(path: Path) -> int:
@@ -181,7 +178,7 @@ def _llama_info(path: Path) -> dict[str, Any]:
         "path": str(path),
         "format": "Hugging Face" if (path / "config.json").is_file() else "Meta",
         "architecture": "llama",
-        "parameters": sum(math.prod(shape) for shape in _shapes(opened)),
+        "parameters": sum(math.prod(shape) for shape in _shapes(opened).values()),
         "layers": config.n_layers,
         "width": config.dim,
         "heads": config.n_heads,
@@ -216,27 +213,36 @@ def _folder_info(path: Path) -> dict[str, Any]:
     }
 
 
-def _shapes(opened: Checkpoint) -> list[tuple[int, ...]]:
-    """Shapes of a LLaMA's tensors, a tied one once."""
+def _shapes(opened: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Shapes of a LLaMA's tensors by our names, a tied one once."""
     stored, _ = opened.tensors()
     if opened.config.tied:
         stored.pop("lm_head.weight", None)
-    return [each.shape for each in stored.values()]
+    return {name: each.shape for name, each in stored.items()}
 
 
 def _needs(opened: Checkpoint) -> dict[str, Any]:
     """Memory for the weights in each precision, and for a token's keys and values in those that a cache has."""
+    from llama.quantize import BITS, can_pack
+
     config, shapes = opened.config, _shapes(opened)
-    vectors = sum(math.prod(shape) for shape in shapes if len(shape) < 2)
-    matrices = sum(math.prod(shape) for shape in shapes if len(shape) >= 2)
-    whole = all(shape[-1] % GROUP == 0 for shape in shapes if len(shape) >= 2)
-    memory = {
-        name: matrices * group // GROUP + vectors * CACHED.get(name, CACHED["float32"])
-        for name, group in GROUP_BYTES.items()
-        if whole or name in CACHED
+    memory: dict[str, int | None] = {
+        name: size * sum(math.prod(shape) for shape in shapes.values()) for name, size in DTYPES.items()
     }
+    for kind in BITS:
+        memory[kind] = sum(_packed(*each, kind) for each in shapes.items()) if can_pack(config) else None
     per_token = 2 * config.n_layers * config.n_kv_heads * config.head_dim
-    return {
-        "memory": {name: memory.get(name) for name in GROUP_BYTES},
-        "kv_per_token": {name: per_token * size for name, size in CACHED.items()},
-    }
+    return {"memory": memory, "kv_per_token": {name: per_token * size for name, size in DTYPES.items()}}
+
+
+def _packed(name: str, shape: tuple[int, ...], kind: str) -> int:
+    """Bytes of a tensor in a quantized model: matrices as `llama.vectors` has them, anything else in fp32."""
+    from llama.quantize import bits_of
+    from llama.vectors import GROUP, LANES
+
+    if len(shape) != 2:
+        return math.prod(shape) * DTYPES["float32"]
+    bits = bits_of(name.removesuffix(".weight"), kind)
+    outputs, inputs = -(-shape[0] // LANES) * LANES, shape[1]
+    halves = 1 if bits == 8 else 2  # fp16 values of a group: its scale, and for 4 bits its minimum
+    return outputs * (inputs * bits // 8 + inputs // GROUP * halves * 2)

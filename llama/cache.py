@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -41,23 +40,6 @@ class KVCache:
     def uniform(self) -> bool:
         """Whether all rows are equally long, so that slices serve instead of indices."""
         return len(set(self.lengths)) <= 1
-
-    def reset(self) -> None:
-        """Forgets every row; the memory stays."""
-        self.lengths = [0] * len(self.lengths)
-
-    def rows(self, start: int, stop: int) -> KVCache:
-        """Rows start to stop - 1 as a cache of their own: the memory is shared, the lengths are a copy."""
-        part = copy.copy(self)
-        part.k, part.v, part.lengths = self.k[:, start:stop], self.v[:, start:stop], self.lengths[start:stop]
-        return part
-
-    def move_row(self, source: int, target: int) -> None:
-        """Copies one row over another, with its length."""
-        length = self.lengths[source]
-        self.k[:, target, :, :length] = self.k[:, source, :, :length]
-        self.v[:, target, :, :length] = self.v[:, source, :, :length]
-        self.lengths[target] = length
 
     def require(self, new: Sequence[int]) -> None:
         """Raises LlamaError when `new[b]` further tokens do not fit into row b."""

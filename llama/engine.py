@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import queue
 import threading
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,7 @@ from llama.fused import FusedStep, supports
 from llama.model import Transformer
 from llama.quantize import QuantizedEmbedding, can_pack, quantization_of
 from llama.sampling import SamplingParams
-from llama.scheduler import PIECE, ROWS, Request, Scheduler, run_all
+from llama.scheduler import PIECE, ROWS, Request, Scheduler
 from llama.team import Team
 from llama.tokenizer import Tokenizer
 
@@ -83,7 +85,7 @@ class Engine:
         Raises LlamaError when the prompt is empty or leaves no room in the context.
         """
         self.check_prompt(prompt)
-        return Request(self, list(prompt), params, cancel or threading.Event(), object() if user is None else user)
+        return Request(self, list(prompt), params, cancel or threading.Event(), user)
 
     def generate_batch(
         self,
@@ -91,10 +93,40 @@ class Engine:
         params: SamplingParams,
         rows: int = ROWS,
         cancel: threading.Event | None = None,
-        user: Hashable = None,
     ) -> Iterator[tuple[int, Request]]:
-        """Decodes many prompts side by side, as one user's; see `llama.scheduler.run_all`."""
-        return run_all(self, prompts, params, rows, cancel, object() if user is None else user)
+        """Decodes all prompts, `rows` of them at once, and yields (index of the prompt, its request) as each ends.
+
+        A request that failed is yielded like the others, with its `error`; the rest goes on. Raises LlamaError when a
+        prompt is empty or leaves no room in the context, before anything is computed. Leaving the iteration early
+        cancels what still runs.
+        """
+        for prompt in prompts:
+            self.check_prompt(prompt)
+        stop = cancel or threading.Event()
+        ended: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        places: dict[Request, int] = {}
+        todo = iter(enumerate(prompts))
+        user = object()  # one, however many prompts it has: others take turns with it
+
+        def begin() -> None:
+            for index, prompt in itertools.islice(todo, 1):
+                request = Request(self, list(prompt), params, stop, user)
+                request.done, places[request] = ended, index
+                try:
+                    self.scheduler.submit([request])
+                except LlamaError as error:  # it could never be let in
+                    request.end(error)
+
+        try:
+            for _ in range(rows):
+                begin()
+            while places:
+                request = ended.get()
+                begin()
+                yield places.pop(request), request
+        finally:
+            for request in places:
+                request.cancel()
 
     def check_prompt(self, prompt: Sequence[int]) -> None:
         """Raises LlamaError when the prompt is empty or leaves no room in the context."""

@@ -36,15 +36,16 @@ IDLE_S = 2.0  # the thread ends when nothing came for so long; the next request 
 
 
 class Request:
-    """One request on its way. Iterating gives its pieces of text as they come, and raises what went wrong.
+    """One request on its way. Iterating gives its pieces of text as they come, and raises what went wrong (`error`).
 
     Leaving the iteration early cancels the request.
     """
 
     def __init__(
-        self, engine: Engine, prompt: list[int], params: SamplingParams, cancel: threading.Event, user: Hashable
+        self, engine: Engine, prompt: list[int], params: SamplingParams, cancel: threading.Event, user: Hashable = None
     ) -> None:
-        self.prompt, self.params, self.user = prompt, params, user
+        """user: whose request it is, by default nobody else's."""
+        self.prompt, self.params, self.user = prompt, params, self if user is None else user
         self.decoding = Decoding(engine.tokenizer, params, prompt, cancel)
         self.budget = engine.answer_budget(len(prompt), params)
         self.bytes = (len(prompt) + self.budget) * engine.cache_bytes_per_token
@@ -123,6 +124,11 @@ class Scheduler:
         """Requests that hold a cache now."""
         return len(self._reading) + len(self._writing)
 
+    @property
+    def held(self) -> int:
+        """Bytes of the running requests' caches; the prefixes that are kept are not among them."""
+        return sum(request.bytes for request in (*self._reading, *self._writing))
+
     def submit(self, requests: Sequence[Request]) -> None:
         """Queues requests. Raises LlamaError when one could never fit into the memory."""
         for request in requests:
@@ -162,8 +168,7 @@ class Scheduler:
             request.end()
         while self._waiting and self.running < self.rows:
             user, theirs = next(iter(self._waiting.items()))
-            held = sum(each.bytes for each in (*self._reading, *self._writing))
-            if not self._fits(held + theirs[0].bytes):
+            if not self._fits(self.held + theirs[0].bytes):
                 return  # whoever is next gets the room that comes free: a large request is not overtaken for ever
             request = theirs.popleft()
             self._waiting.move_to_end(user)
@@ -171,10 +176,11 @@ class Scheduler:
                 del self._waiting[user]
             request.begun = time.perf_counter()
             request.usage.queue_s = request.begun - request.submitted
-            request.cache = self._engine.new_cache(1, len(request.prompt) + request.budget)
-            # The last token is always computed, for what follows it is not kept.
-            request.usage.cached_tokens = self.prefixes.load(request.prompt[:-1], request.cache)
-            self._reading.append(request)
+            with self._blamed(request):
+                request.cache = self._engine.new_cache(1, len(request.prompt) + request.budget)
+                # The last token is always computed, for what follows it is not kept.
+                request.usage.cached_tokens = self.prefixes.load(request.prompt[:-1], request.cache)
+                self._reading.append(request)
 
     def _fits(self, needed: int) -> bool:
         return needed <= self.memory and self.prefixes.shrink(self.memory - needed)
@@ -270,9 +276,9 @@ class Scheduler:
             self._reading.remove(request)
         else:
             self._writing.remove(request)
-        held = sum(each.bytes for each in (*self._reading, *self._writing))
         known = [*request.prompt, *request.tokens][: cache.lengths[0]]
-        self.prefixes.store(known, cache, self.memory - held - request.bytes)
+        # Its own cache is there until it has ended.
+        self.prefixes.store(known, cache, self.memory - self.held - request.bytes)
         request.end()
 
     @contextlib.contextmanager
@@ -285,43 +291,3 @@ class Scheduler:
                 with contextlib.suppress(ValueError):
                     place.remove(request)
             request.end(error)
-
-
-def run_all(
-    engine: Engine,
-    prompts: Sequence[Sequence[int]],
-    params: SamplingParams,
-    rows: int = ROWS,
-    cancel: threading.Event | None = None,
-    user: Hashable = None,
-) -> Iterator[tuple[int, Request]]:
-    """Decodes all prompts, `rows` of them at once, and yields (index of the prompt, its request) as each ends.
-
-    Raises LlamaError when a prompt is empty or leaves no room in the context, before anything is computed. Leaving the
-    iteration early cancels what still runs.
-    """
-    for prompt in prompts:
-        engine.check_prompt(prompt)
-    stop = cancel or threading.Event()
-    ended: queue.SimpleQueue[Request] = queue.SimpleQueue()
-    places: dict[Request, int] = {}
-    todo = iter(enumerate(prompts))
-
-    def begin() -> None:
-        for index, prompt in itertools.islice(todo, 1):
-            request = Request(engine, list(prompt), params, stop, user)
-            request.done, places[request] = ended, index
-            engine.scheduler.submit([request])
-
-    try:
-        for _ in range(rows):
-            begin()
-        while places:
-            request = ended.get()
-            begin()
-            if request.error is not None:
-                raise request.error
-            yield places.pop(request), request
-    finally:
-        for request in places:
-            request.cancel()

@@ -10,7 +10,7 @@ from typing import Any
 
 from langchain_core.documents import Document
 
-from app.answer import Answer, Question
+from app.answer import Answer, Question, told
 from app.errors import AppError
 from app.evaluate.corpus import Corpus
 from app.evaluate.metrics import contains, groundedness, holds, score
@@ -157,7 +157,7 @@ def ask(todo: Sequence[tuple[Gold, Question]], corpus: Corpus, rows: int = 16) -
     """Scored rows, as the questions are answered."""
     for index, answer in corpus.services.answerer.answer_batch([question for _, question in todo], rows):
         gold = todo[index][0]
-        yield scored(gold, answer) if isinstance(answer, Answer) else _failed(gold, str(answer))
+        yield scored(gold, answer) if isinstance(answer, Answer) else _failed(gold, told(answer))
 
 
 def _failed(gold: Gold, error: str) -> Row:

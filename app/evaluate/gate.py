@@ -87,7 +87,10 @@ def _flat(row: Mapping[str, Any]) -> Row:
 
 
 def taken(retrieval: Run, answers: Run) -> dict[str, float]:
-    """The guarded figures of two runs. Raises AppError when one could not be taken (all its questions failed)."""
+    """The guarded figures of two runs. Raises AppError when a question failed, of which no figure would tell."""
+    if failed := answers.results["failed"]:
+        first = failed[0]
+        raise AppError(f"{len(failed)} questions could not be asked, '{first['id']}' for one: {first['error']}")
     (mode,) = retrieval.results["figures"].values()
     found = {**mode, **answers.results["figures"]}
     if missing := [name for name in TOLERANCES if name not in found]:

@@ -27,11 +27,12 @@ class Fixed(BaseRetriever):
 
 
 class Said:
-    """Stands for a `Generation` whose text is known beforehand."""
+    """Stands for a `Request` whose text is known beforehand."""
 
     def __init__(self, text: str, cancel: threading.Event | None) -> None:
         self._text, self._cancel = text, cancel
         self.text, self.usage = "", Usage(prompt_tokens=7, prefill_s=0.1, decode_s=0.2)
+        self.error: Exception | None = None
 
     def __iter__(self) -> Iterator[str]:
         for word in self._text.split(" "):
@@ -52,6 +53,7 @@ class Backend:
         self.chunks, self.says, self.context, self.asked = list(chunks), says, context, 0
         self.messages: list[Any] = []
         self.fault: Exception | None = None
+        self.faults: dict[int, Exception] = {}  # of single requests, by their place in a batch
 
     def retriever(self, kb: str, k: int) -> BaseRetriever | None:
         if kb not in ("default", "empty"):
@@ -84,4 +86,5 @@ class Backend:
             for i in reversed(range(start, min(start + 2, len(prompts)))):
                 said = self.generate(prompts[i], params)
                 list(said)
+                said.error = self.faults.get(i)
                 yield i, said

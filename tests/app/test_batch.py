@@ -182,6 +182,17 @@ def test_a_fault_of_the_model_is_a_line(tmp_path: Path, backend: Backend) -> Non
     assert rows(tmp_path / "o.jsonl")[1]["error"] == "the model is gone"
 
 
+def test_a_fault_of_one_request_is_one_line(tmp_path: Path, backend: Backend) -> None:
+    backend.faults = {0: LlamaError("it needs 9 MB"), 2: ZeroDivisionError("division\nby zero")}
+    (tmp_path / "in.txt").write_text("one\ntwo\nthree\nfour\n")
+    counts = run(read_questions(tmp_path / "in.txt"), tmp_path / "o.jsonl", answerer(backend), "default", 4)
+    first, second, third, fourth = rows(tmp_path / "o.jsonl")
+    assert counts == (2, 2)
+    assert first == {"id": 1, "question": "one", "error": "it needs 9 MB"}
+    assert third == {"id": 3, "question": "three", "error": "unexpected ZeroDivisionError: division by zero"}
+    assert second["answer"] == fourth["answer"] == "2.3 kilograms of hay"
+
+
 def test_an_output_that_cannot_be_written(tmp_path: Path, backend: Backend) -> None:
     (tmp_path / "in.txt").write_text("one\n")
     (tmp_path / "file").write_text("")

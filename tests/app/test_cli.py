@@ -104,6 +104,21 @@ def test_questions_are_never_overwritten(home_with_models: Path, tmp_path: Path)
     assert json.loads(source.read_text()) == {"question": "Salt?"}
 
 
+def test_a_question_that_needs_too_much_memory_is_a_line_of_a_batch(home_with_models: Path, tmp_path: Path) -> None:
+    (home_with_models / "inbox" / "a.txt").write_text("Salt blocks are changed on Mondays.")
+    assert paddock(home_with_models, "ingest").returncode == 0
+    source, out = tmp_path / "q.txt", tmp_path / "out.jsonl"
+    source.write_text("Are salt blocks changed" + " on Mondays" * 300 + "?\nWhen are salt blocks changed?\n")
+    variables = {"PADDOCK_KV_MEMORY_MB": "20", "PADDOCK_MAX_ANSWER_TOKENS": "8"}
+    done = paddock(home_with_models, "batch", str(source), "-o", str(out), "--dtype", "float32", **variables)
+    assert done.returncode == 0, done.stderr
+    assert "1 answered, 1 failed" in done.stderr
+    large, small = map(json.loads, out.read_text().splitlines())
+    assert set(large) == {"id", "question", "error"}
+    assert "kv_memory_mb" in large["error"]
+    assert small["answer"]
+
+
 def test_a_type_that_is_not_read_is_told(home_with_models: Path) -> None:
     (home_with_models / "inbox" / "a.xyz").write_text("x")
     done = paddock(home_with_models, "ingest", str(home_with_models / "inbox" / "a.xyz"), "--json")

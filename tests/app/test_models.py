@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from app import catalogue, models
 from app.catalogue import CATALOGUE, Default, Member
@@ -305,20 +306,41 @@ def test_a_gguf_is_described_from_its_metadata(gguf_path: Path) -> None:
     assert found["tensor_types"] == "210 Q4_1, 61 F32, 1 Q8_0"
 
 
+def taken(path: Path, kind: str) -> int:
+    """Bytes of a model's weights once it is quantized, tied ones once."""
+    from llama.checkpoint import open_checkpoint
+    from llama.packed_file import assemble, pack_checkpoint
+    from llama.team import Team
+
+    checkpoint = open_checkpoint(path)
+    model = assemble(checkpoint.config, pack_checkpoint(checkpoint, kind), Team(1), torch.float32)
+    assert model is not None
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}.values())
+
+
 def test_memory_is_told_before_it_is_taken(gguf_path: Path) -> None:
     """The default model: 134,515,008 weights, of which 35,136 in norms; a token's keys and values in 30 layers."""
     found = describe(gguf_path)
-    matrices, norms = 134_515_008 - 61 * 576, 61 * 576
     assert found["memory"] == {
         "float32": 4 * 134_515_008,
         "bfloat16": 2 * 134_515_008,
-        "int8": matrices * 34 // 32 + 4 * norms,
-        "int4": matrices * 20 // 32 + 4 * norms,
+        "int8": taken(gguf_path, "int8"),
+        "int4": taken(gguf_path, "int4"),
     }
+    assert 96_500_000 < found["memory"]["int4"] < 96_700_000
     assert found["kv_per_token"] == {"float32": 2 * 30 * 3 * 64 * 4, "bfloat16": 2 * 30 * 3 * 64 * 2}
     lines = info(gguf_path).splitlines()
     assert "memory, bfloat16        269.0 MB" in lines
     assert "kv per token, float32   46,080 bytes" in lines
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_padding_is_memory_too(tmp_path: Path, tied: bool) -> None:
+    """A vocabulary of 70 fills three blocks of 32 outputs, keys of 16 one."""
+    shape = Shape(dim=64, head_dim=16, kv=1, vocabulary=70, tied=tied)
+    path = write_hf(tmp_path / "hf", shape, meta_weights(shape))
+    memory = describe(path)["memory"]
+    assert (memory["int8"], memory["int4"]) == (taken(path, "int8"), taken(path, "int4"))
 
 
 def test_the_engine_keeps_as_many_bytes_per_token(gguf_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 
 import pytest
+import torch
 
+from llama.decoding import Decoding
 from llama.engine import Engine
 from llama.errors import LlamaError
 from llama.sampling import SamplingParams
-from llama.scheduler import run_all
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -37,7 +38,7 @@ def test_equals_one_at_a_time(
     engine: Engine = request.getfixturevalue(model)
     prompts = prompts[:requests]
     params = SamplingParams(max_tokens=24, stop=("\n",), stop_loops=True)
-    found = dict(run_all(engine, prompts, params, rows))
+    found = dict(engine.generate_batch(prompts, params, rows))
     assert sorted(found) == list(range(len(prompts))), "each once"
     for i, prompt in enumerate(prompts):
         assert (found[i].text, found[i].tokens, found[i].usage.finish_reason) == alone(engine, prompt, params), i
@@ -49,13 +50,13 @@ def test_equals_one_at_a_time(
 
 def test_sampled_rows_keep_their_seed(engine: Engine, prompts: list[list[int]]) -> None:
     params = SamplingParams(max_tokens=12, temperature=0.8, seed=5)
-    found = dict(run_all(engine, prompts[:4], params))
+    found = dict(engine.generate_batch(prompts[:4], params))
     for i in range(4):
         assert found[i].text == alone(engine, prompts[i], params)[0]
 
 
 def test_results_come_as_they_end(engine: Engine, prompts: list[list[int]]) -> None:
-    results = run_all(engine, prompts[:8], SamplingParams(max_tokens=40), rows=4)
+    results = engine.generate_batch(prompts[:8], SamplingParams(max_tokens=40), rows=4)
     first, _ = next(results)
     assert first < 5, "long before the last request has begun"
     results.close()
@@ -64,7 +65,7 @@ def test_results_come_as_they_end(engine: Engine, prompts: list[list[int]]) -> N
 def test_cancel_ends_all(engine: Engine, prompts: list[list[int]]) -> None:
     cancel = threading.Event()
     found = {}
-    for i, result in run_all(engine, prompts, SamplingParams(max_tokens=200), 4, cancel):
+    for i, result in engine.generate_batch(prompts, SamplingParams(max_tokens=200), 4, cancel):
         cancel.set()
         found[i] = result
     assert sorted(found) == list(range(len(prompts)))
@@ -72,6 +73,42 @@ def test_cancel_ends_all(engine: Engine, prompts: list[list[int]]) -> None:
 
 
 def test_nothing_runs_when_one_prompt_does_not_fit(engine: Engine, prompts: list[list[int]]) -> None:
-    assert list(run_all(engine, [], SamplingParams())) == []
+    assert list(engine.generate_batch([], SamplingParams())) == []
     with pytest.raises(LlamaError, match="8192"):
-        next(run_all(engine, [*prompts, [5] * 8192], SamplingParams()))
+        next(engine.generate_batch([*prompts, [5] * 8192], SamplingParams()))
+
+
+def test_one_that_could_never_fit_is_told_and_the_rest_goes_on(fast: Engine, prompts: list[list[int]]) -> None:
+    params = SamplingParams(max_tokens=8)
+    small = Engine(fast.model, fast.tokenizer, fast.template, fast.name, kv_memory=100 * fast.cache_bytes_per_token)
+    given = [[5] * 200, *prompts[:3], [5] * 300]
+    found = dict(small.generate_batch(given, params, rows=2))
+    assert sorted(found) == list(range(len(given))), "each once"
+    for i in (0, 4):
+        assert "kv_memory_mb" in str(found[i].error)
+        assert isinstance(found[i].error, LlamaError)
+    for i, prompt in enumerate(prompts[:3], 1):
+        assert found[i].error is None
+        assert (found[i].text, found[i].tokens, found[i].usage.finish_reason) == alone(fast, prompt, params)
+    none = dict(small.generate_batch([[5] * 200] * 3, params, rows=2))
+    assert [type(none[i].error) for i in range(3)] == [LlamaError] * 3, "though nothing ever runs"
+
+
+def test_a_fault_in_one_leaves_the_others(
+    fast: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = SamplingParams(max_tokens=8)
+    push = Decoding.push
+
+    def fail(self: Decoding, logits: torch.Tensor, budget: int) -> str:
+        if self.usage.prompt_tokens == len(prompts[1]) and len(self.tokens) == 2:
+            raise ZeroDivisionError("of this request")
+        return push(self, logits, budget)
+
+    monkeypatch.setattr(Decoding, "push", fail)
+    lengths = [len(prompt) for prompt in prompts[:4]]
+    assert lengths.count(len(prompts[1])) == 1
+    found = dict(fast.generate_batch(prompts[:4], params))
+    assert [type(found[i].error) for i in range(4)] == [type(None), ZeroDivisionError, type(None), type(None)]
+    for i in (0, 2, 3):
+        assert found[i].text == alone(fast, prompts[i], params)[0]

@@ -65,14 +65,6 @@ def test_chunked_prefill_equals_one_shot(engine: Engine) -> None:
     assert cache.lengths == [96]
 
 
-def test_cache_starts_afresh_after_reset(engine: Engine) -> None:
-    first, second = engine.tokenizer.encode(ENGLISH)[:40], engine.tokenizer.encode(CHINESE)[:40]
-    cache = new_cache(engine, 64)
-    run(engine, first, cache)
-    cache.reset()
-    assert torch.equal(run(engine, second, cache), run(engine, second, new_cache(engine, 64)))
-
-
 def test_ragged_batch_equals_single_rows(engine: Engine) -> None:
     """Rows of 5, 29 and 17 tokens in one right-padded batch, then two decoding steps, against each row alone."""
     rows = [engine.tokenizer.encode(ENGLISH)[a : a + n] for a, n in ((0, 5), (20, 29), (60, 17))]

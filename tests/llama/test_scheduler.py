@@ -140,7 +140,14 @@ def test_a_batch_lets_others_in(own: Engine) -> None:
     batch = own.generate_batch(prompts, SamplingParams(max_tokens=24), rows=12)
     next(batch)
     assert len(said(own, ask(own, "Hi"), SamplingParams(max_tokens=4)).tokens) > 0
-    assert len(list(batch)) > 4, "the batch was far from its end"
+    rest = [request for _, request in batch]
+    assert len(rest) > 4, "the batch was far from its end"
+    assert len({request.user for request in rest}) == 1, "for it is one user"
+
+
+def test_whoever_gives_no_name_is_a_user_alone(own: Engine) -> None:
+    one, other = (own.generate([5], SamplingParams()) for _ in range(2))
+    assert one.user != other.user
 
 
 def test_cancelled_and_left_requests_free_their_place(own: Engine) -> None:
@@ -194,6 +201,20 @@ def test_a_fault_of_the_model_is_told_to_all(own: Engine, monkeypatch: pytest.Mo
         patch.setattr(own, "forward", fail)
         with pytest.raises(MemoryError):
             list(own.generate(ask(own, "Hello."), SamplingParams()))
+    assert said(own, ask(own, "Hello."), SamplingParams(max_tokens=5)).text
+
+
+@pytest.mark.timeout(60)
+def test_a_cache_that_cannot_be_made_is_told(own: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+
+        def fail(rows: int, capacity: int) -> None:
+            raise MemoryError("no room")
+
+        patch.setattr(own, "new_cache", fail)
+        with pytest.raises(MemoryError):
+            list(own.generate(ask(own, "Hello."), SamplingParams()))
+    assert own.scheduler.held == 0
     assert said(own, ask(own, "Hello."), SamplingParams(max_tokens=5)).text
 
 

@@ -16,6 +16,7 @@ from app.evaluate.answers import ask, bleu, figures, gold_passages, plan, read_r
 from app.evaluate.corpus import Corpus
 from app.evaluate.questions import Article, Gold
 from app.prompt import REFUSAL
+from llama.errors import LlamaError
 
 from ..fakes import Backend, chunk
 from .fakes import corpus, piece
@@ -156,6 +157,11 @@ def test_rows_from_a_file(tmp_path: Path) -> None:
 def test_faults_are_rows() -> None:
     (row,) = rows_of("x", Gold("long", "x" * 50_000, ("y",)))
     assert set(row) == {"id", "question", "answers", "error"}
+    backend = Backend([HAY], "hay")
+    backend.faults = {0: LlamaError("no room")}
+    broken, good = evaluate([ASKED, replace(ASKED, id="again")], corpus(backend), "default", 1)[::-1]
+    assert (broken["id"], broken["error"]) == ("hay", "no room")
+    assert good["scores"]
     with pytest.raises(AppError, match="eval retrieval"):
         require_answers([Gold("q", "What?", relevant={"document": {"a": 1}})])
 

@@ -241,7 +241,8 @@ MADE_WITH: dict[str, Any] = {"questions": "q", "model": {"name": "m", "sha256": 
 
 def measured(recall: float, contains: float, refusal: float, false: float = 0.0) -> tuple[Run, Run]:
     figures = {"contains": {"value": contains}, "refusal f1": {"value": refusal}, "false refusals": {"value": false}}
-    return Run({"figures": {"dense": {"document recall@5": {"value": recall}}}}), Run({"figures": figures})
+    found = {"dense": {"document recall@5": {"value": recall}}}
+    return Run({"figures": found}), Run({"figures": figures, "failed": []})
 
 
 def test_the_gate_holds_within_its_tolerance(tmp_path: Path) -> None:
@@ -270,6 +271,13 @@ def test_a_figure_that_cannot_fall_is_told() -> None:
     lines, good = gate.judge(gate.taken(*measured(0.9, 0.2, 0.0, 0.5)), baseline)
     assert not good, "half of what can be answered is refused"
     assert ["it cannot" in line for line in lines] == [False, False, True, False]
+
+
+def test_a_question_that_failed_is_not_passed_over() -> None:
+    found, answered = measured(0.9, 0.2, 0.5)
+    answered.results["failed"] = [{"id": "q7", "error": "no room"}]
+    with pytest.raises(AppError, match="1 questions could not be asked, 'q7' for one: no room"):
+        gate.taken(found, answered)
 
 
 def test_a_baseline_of_something_else() -> None:
