@@ -3,7 +3,8 @@
     python bench/llama.py [--model FILE] [--threads N] [--rounds N] [--only NAME ...]
 
 Every engine lives in a process of its own that loads the model and waits for tasks; the parent asks them in turns,
-so that all meet the same weather. Figures are medians over the rounds. The last line is JSON.
+so that all meet the same weather. Figures are medians over the rounds; those of each round go to standard error as they
+come, a JSON object a line. The last line of the output is JSON, too.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from engines import DEFAULT, ENGINES, Transformers
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # first, for this file would else be `llama`
 
 PREFILLS = (128, 512, 1024, 2048)
 DECODE_AFTER, DECODE = 512, 64
 PROMPT, ANSWER = 1024, 40
 CONCURRENT, CONCURRENT_PROMPT = 16, 256
+FIRST_PROMPT = 512
 SENTENCES = (
     "The refuge stands at {0} metres above the sea and has {1} beds. ",
     "Dinner is served at {2} o'clock, and breakfast from {3} on. ",
@@ -44,201 +48,6 @@ def text_of(seed: int, characters: int) -> str:
         numbers = [(n * k) % m + 1 for k, m in ((37, 3000), (11, 90), (5, 12), (3, 9))]
         lines.append(SENTENCES[n % len(SENTENCES)].format(*numbers))
     return "".join(lines)
-
-
-class Ours:
-    """Paddock's engine as it answers by default on this machine."""
-
-    name = "paddock"
-    options: dict[str, str] = {}  # noqa: RUF012  read only
-
-    @staticmethod
-    def libraries() -> None:
-        """Imports what loading needs; not counted as loading."""
-        from app import config
-
-        config.quiet()
-        import llama.engine
-
-        assert llama.engine
-
-    def __init__(self, model: Path, threads: int) -> None:
-        import torch
-
-        from app import config
-        from llama.engine import load_engine
-
-        torch.set_num_threads(threads)
-        cache = config.state_folder() / "cache" / "quantized"
-        self.engine = load_engine(model, quant=self.options.get("quant", "auto"), cache=cache,
-                                  dtype=self.options.get("dtype", "auto"))  # fmt: skip
-
-    def encode(self, text: str) -> list[int]:
-        return self.engine.tokenizer.encode(text)
-
-    def forget(self) -> None:
-        self.engine.scheduler.prefixes.clear()
-
-    def prefill(self, ids: list[int]) -> float:
-        self.forget()
-        return self._timed(ids, 1)[0]
-
-    def decode(self, ids: list[int], count: int, lookup: bool = False) -> float:
-        """Seconds for `count` tokens behind the first."""
-        first, whole = self._timed(ids, count + 1, lookup)
-        return whole - first
-
-    def answer(self, ids: list[int], count: int, lookup: bool = True) -> float:
-        return self._timed(ids, count, lookup)[1]
-
-    def _timed(self, ids: list[int], count: int, lookup: bool = False) -> tuple[float, float]:
-        request = self.engine.generate(ids, self._params(count, lookup))
-        started = time.perf_counter()
-        first = None
-        for _ in request:
-            first = first or time.perf_counter() - started
-        whole = time.perf_counter() - started
-        assert request.usage.answer_tokens == count, "ended early; the figure would flatter"
-        return first or whole, whole
-
-    def many(self, prompts: list[list[int]], count: int) -> float:
-        self.forget()
-        started = time.perf_counter()
-        found = [r for _, r in self.engine.generate_batch(prompts, self._params(count, False), rows=len(prompts))]
-        assert len(found) == len(prompts)
-        return time.perf_counter() - started
-
-    @staticmethod
-    def _params(count: int, lookup: bool) -> Any:
-        from llama.sampling import SamplingParams
-
-        return SamplingParams(max_tokens=count, lookup=lookup)
-
-
-class OursPlain(Ours):
-    """Our engine with the weights as they are, in the machine's best precision."""
-
-    name = "paddock, not quantized"
-    options = {"quant": "none"}  # noqa: RUF012  read only
-
-
-class LlamaCpp:
-    """llama-cpp-python with flash attention; `generate` keeps the prefix that it shares with the request before."""
-
-    name = "llama.cpp"
-
-    @staticmethod
-    def libraries() -> None:
-        import llama_cpp
-
-        assert llama_cpp
-
-    def __init__(self, model: Path, threads: int) -> None:
-        from llama_cpp import Llama
-
-        self.llama = Llama(str(model), n_ctx=4096, n_threads=threads, n_threads_batch=threads, n_batch=2048,
-                           n_ubatch=512, flash_attn=True, verbose=False)  # fmt: skip
-
-    def encode(self, text: str) -> list[int]:
-        return list(self.llama.tokenize(text.encode(), add_bos=False))
-
-    def forget(self) -> None:
-        self.llama.reset()
-
-    def prefill(self, ids: list[int]) -> float:
-        self.forget()
-        started = time.perf_counter()
-        self.llama.eval(ids)
-        self._next()
-        return time.perf_counter() - started
-
-    def decode(self, ids: list[int], count: int, lookup: bool = False) -> float:
-        self.prefill(ids)
-        token = self._next()
-        started = time.perf_counter()
-        for _ in range(count):
-            self.llama.eval([token])
-            token = self._next()
-        return time.perf_counter() - started
-
-    def _next(self) -> int:
-        return int(self.llama.sample(temp=0.0))
-
-    def answer(self, ids: list[int], count: int, lookup: bool = True) -> float:
-        """Through `generate`, which keeps the longest common prefix with the request before."""
-        started = time.perf_counter()
-        for i, _ in enumerate(self.llama.generate(ids, temp=0.0, top_k=1)):
-            if i == count - 1:
-                break
-        return time.perf_counter() - started
-
-    def many(self, prompts: list[list[int]], count: int) -> float:
-        """One after the other: the binding has no batch of requests."""
-        started = time.perf_counter()
-        for ids in prompts:
-            self.forget()
-            self.answer(ids, count)
-        return time.perf_counter() - started
-
-
-class Transformers:
-    """transformers on the same file, dequantized to bf16 where the CPU computes it fast, else fp32."""
-
-    name = "transformers"
-
-    @staticmethod
-    def libraries() -> None:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-
-        assert AutoModelForCausalLM, (AutoTokenizer, LlamaForCausalLM)
-
-    def __init__(self, model: Path, threads: int) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from llama.engine import fast_bfloat16
-
-        torch.set_num_threads(threads)
-        dtype = torch.bfloat16 if fast_bfloat16(torch.device("cpu")) else torch.float32
-        self.torch = torch
-        self.tokenizer = AutoTokenizer.from_pretrained(model.parent, gguf_file=model.name)
-        self.model = AutoModelForCausalLM.from_pretrained(model.parent, gguf_file=model.name, dtype=dtype).eval()
-
-    def encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-    def forget(self) -> None:
-        pass
-
-    def prefill(self, ids: list[int]) -> float:
-        started = time.perf_counter()
-        with self.torch.inference_mode():
-            self.model(self.torch.tensor([ids]), use_cache=True, logits_to_keep=1).logits[0, -1].argmax()
-        return time.perf_counter() - started
-
-    def decode(self, ids: list[int], count: int, lookup: bool = False) -> float:
-        torch = self.torch
-        with torch.inference_mode():
-            out = self.model(torch.tensor([ids]), use_cache=True, logits_to_keep=1)
-            started = time.perf_counter()
-            for _ in range(count):
-                token = out.logits[:, -1].argmax(-1, keepdim=True)
-                out = self.model(token, past_key_values=out.past_key_values, use_cache=True)
-        return time.perf_counter() - started
-
-    def answer(self, ids: list[int], count: int, lookup: bool = True) -> float:
-        started = time.perf_counter()
-        tokens = self.torch.tensor([ids])
-        self.model.generate(tokens, attention_mask=self.torch.ones_like(tokens), max_new_tokens=count,
-                            min_new_tokens=count, do_sample=False, pad_token_id=0)  # fmt: skip
-        return time.perf_counter() - started
-
-
-ENGINES: dict[str, Any] = {each.name: each for each in (Ours, OursPlain, LlamaCpp, Transformers)}
-
-
-DEFAULT = [Ours.name, LlamaCpp.name, Transformers.name]
 
 
 def serve(name: str, model: Path, threads: int) -> None:
@@ -327,6 +136,14 @@ def one_round(peer: Peer, seed: int) -> dict[str, float]:
     return found
 
 
+def one_start(peer: Peer) -> dict[str, float]:
+    """Figures of an engine that has just been started."""
+    found = {"load, s": peer.load_s}
+    peer("prefill", peer("ids", 1, FIRST_PROMPT))
+    found[f"peak memory after loading and a prompt of {FIRST_PROMPT}, MB"] = peer("peak")
+    return found
+
+
 def main() -> None:
     from app import config
 
@@ -341,30 +158,28 @@ def main() -> None:
         serve(args.serve, args.model, args.threads)
         return
     config.quiet()
-    names = args.only
-    rounds: dict[str, list[dict[str, float]]] = {}
-    loads: dict[str, list[float]] = {}
     peers = []
-    for name in names:
+    for name in args.only:
         try:
             Peer(name, args.model, args.threads).close()  # compiles and packs what is kept for later starts
             peers.append(Peer(name, args.model, args.threads))
         except RuntimeError as error:
             print(f"{name} is left out: {error}; `make peers` installs it")
-    for number in range(args.rounds + 1):
+    if not peers:
+        sys.exit("no engine is left")
+    rounds: dict[str, list[dict[str, float]]] = {peer.name: [] for peer in peers}
+    for number in range(args.rounds + 1):  # round 0 warms up and does not count
         for peer in peers:
             found = one_round(peer, 1000 * (number + 1))
-            if number:  # the first round warms up
-                rounds.setdefault(peer.name, []).append(found)
-                again = Peer(peer.name, args.model, args.threads)
-                loads.setdefault(peer.name, []).append(again.load_s)
-                again.close()
-        print(f"round {number} of {args.rounds}", file=sys.stderr)
+            if number:
+                fresh = Peer(peer.name, args.model, args.threads)
+                found = {**one_start(fresh), **found}
+                fresh.close()
+                rounds[peer.name].append(found)
+            figures = {key: round(value, 3) for key, value in found.items()}
+            print(json.dumps({"round": number, "of": args.rounds, "engine": peer.name, **figures}), file=sys.stderr)
     results = {
-        name: {
-            "load, s": statistics.median(loads[name]),
-            **{key: statistics.median(each[key] for each in found) for key in found[0]},
-        }
+        name: {key: statistics.median(each[key] for each in found) for key in found[0]}
         for name, found in rounds.items()
     }
     for peer in peers:
