@@ -29,8 +29,7 @@ class Engine:
         """One after the other, for want of batches of requests."""
         spent = 0.0
         for ids in prompts:
-            self.forget()
-            spent += self.answer(ids, count)
+                spent += self.answer(ids, count)
         return spent
 
 

@@ -130,7 +130,13 @@ def one_round(peer: Peer, seed: int) -> dict[str, float]:
     if peer.name == Transformers.name:  # one by one, as its single stream is; minutes that would tell nothing new
         return found
     prompts = [peer("ids", seed + 10 + i, CONCURRENT_PROMPT) for i in range(CONCURRENT)]
+    peer("forget")
     found["16 requests at once, tokens/s"] = CONCURRENT * ANSWER / peer("many", prompts, ANSWER)
+    if peer.name.startswith("paddock"):  # the prompts are known now
+        known = CONCURRENT * ANSWER / peer("many", prompts, ANSWER)
+        found["16 at once, prompts read before, tokens/s"] = known
+        found["16 at once against one stream, prompts read before"] = known * peer("many", prompts[:1], ANSWER) / ANSWER
+    peer("forget")
     alone = peer("many", prompts[:1], ANSWER)
     found["16 at once against one stream"] = found["16 requests at once, tokens/s"] / (ANSWER / alone)
     return found

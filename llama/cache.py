@@ -27,8 +27,9 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         shape = (config.n_layers, batch, config.n_kv_heads, capacity, config.head_dim)
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        # What lies behind a row's end is multiplied with 0 where other rows are longer, and must not be NaN then.
+        make = torch.zeros if batch > 1 else torch.empty
+        self.k, self.v = make(shape, dtype=dtype, device=device), make(shape, dtype=dtype, device=device)
         self.lengths = [0] * batch
 
     @property

@@ -89,6 +89,9 @@ class PrefixTree:
         return budget >= 0
 
     def clear(self) -> None:
+        """Forgets everything."""
+        for node in [*self._nodes(), *([self._root] if self._root is not None else [])]:
+            node.children.clear()  # parents and children hold each other: their memory would wait for the collector
         self._root, self.bytes = None, 0
 
     def _walk(self, tokens: Sequence[int]) -> Iterator[tuple[_Node, int]]:

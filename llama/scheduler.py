@@ -269,7 +269,7 @@ class Scheduler:
             self._leave(request)
 
     def _leave(self, request: Request) -> None:
-        """Takes a request out, keeps what it computed, and tells whoever waits for it."""
+        """Takes a request out, tells whoever waits for it, and keeps what it computed."""
         cache = request.cache
         assert cache is not None
         if request in self._reading:
@@ -277,9 +277,9 @@ class Scheduler:
         else:
             self._writing.remove(request)
         known = [*request.prompt, *request.tokens][: cache.lengths[0]]
-        # Its own cache is there until it has ended.
+        request.end()  # nobody waits for the copying
+        # Its own cache is there until that is done.
         self.prefixes.store(known, cache, self.memory - self.held - request.bytes)
-        request.end()
 
     @contextlib.contextmanager
     def _blamed(self, request: Request) -> Iterator[None]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,3 +91,19 @@ def test_keys_can_be_moved() -> None:
     assert torch.allclose(moved(here, rope, 20), there, atol=1e-5)
     assert torch.allclose(moved(there, rope, -20), here, atol=1e-5)
     assert not torch.allclose(here, there, atol=1e-2)
+
+
+def test_what_is_forgotten_is_freed_at_once() -> None:
+    """Not when the collector of cycles comes by: that may be hundreds of megabytes later."""
+    gc.disable()
+    try:
+        tree = PrefixTree()
+        for tokens in ([1, 2, 3, 4], [1, 2, 5], [1, 2, 3, 6], [7]):
+            tree.store(tokens, computed(tokens), 1 << 20)
+        held = [weakref.ref(node.k) for node in tree._nodes()]
+        tree.shrink(3 * TOKEN_BYTES)
+        assert sum(each() is not None for each in held) == len(list(tree._nodes())) == 2
+        tree.clear()
+        assert not any(each() is not None for each in held)
+    finally:
+        gc.enable()
