@@ -108,7 +108,10 @@ class Services:
 
         path = self.settings.path_of_model(self.settings.model)
         settings, memory = self.settings, self.settings.kv_memory_mb << 20
-        return self._once("engine", lambda: load_engine(path, settings.device, settings.dtype, settings.quant, memory))
+        kept = settings.cache / "quantized"
+        return self._once(
+            "engine", lambda: load_engine(path, settings.device, settings.dtype, settings.quant, memory, kept)
+        )
 
     @property
     def chat_model(self) -> ChatLlama:

@@ -29,7 +29,8 @@ class Engine:
         """One after the other, for want of batches of requests."""
         spent = 0.0
         for ids in prompts:
-                spent += self.answer(ids, count)
+            self.forget()
+            spent += self.answer(ids, count)
         return spent
 
 
@@ -64,7 +65,7 @@ class Ours(Engine):
         return self.engine.tokenizer.encode(text)
 
     def forget(self) -> None:
-        self.engine.scheduler.prefixes.clear()
+        self.engine.scheduler.forget()
 
     def prefill(self, ids: list[int]) -> float:
         self.forget()
@@ -88,7 +89,6 @@ class Ours(Engine):
         return first or whole, whole
 
     def many(self, prompts: list[list[int]], count: int) -> float:
-        self.forget()
         started = time.perf_counter()
         found = [r for _, r in self.engine.generate_batch(prompts, self._params(count, False), rows=len(prompts))]
         spent = time.perf_counter() - started

@@ -118,6 +118,7 @@ class Scheduler:
         self._writing: list[Request] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._forget = False
 
     @property
     def running(self) -> int:
@@ -145,6 +146,11 @@ class Scheduler:
                 self._thread.start()
             self._changed.notify()
 
+    def forget(self) -> None:
+        """Drops the kept prefixes, once the present round is over; later requests compute theirs anew."""
+        with self._changed:
+            self._forget = True
+
     def _work(self) -> None:
         while True:
             with self._changed:
@@ -152,6 +158,9 @@ class Scheduler:
                 if not busy:
                     self._thread = None
                     return
+                if self._forget:
+                    self.prefixes.clear()
+                    self._forget = False
                 self._admit()
             try:
                 self._round()

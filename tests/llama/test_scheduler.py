@@ -305,3 +305,13 @@ def test_soak(fast: Engine, seconds: float) -> None:
     gc.collect()
     caches = [each for each in gc.get_objects() if type(each).__name__ == "KVCache"]
     assert len(caches) < 20, "caches are freed with their requests"
+
+
+def test_prefixes_can_be_forgotten(engine: Engine) -> None:
+    prompt = engine.tokenizer.encode("The refuge stands at 2,450 metres and has 48 beds.")
+    for forget, known in ((True, 0), (False, len(prompt) - 1), (True, 0)):
+        if forget:
+            engine.scheduler.forget()
+        request = engine.generate(prompt, SamplingParams(max_tokens=2))
+        list(request)
+        assert request.usage.cached_tokens == known
