@@ -97,6 +97,8 @@ def render(report: Report) -> str:
     ]
     counts = ", ".join([*changes, f"{report.unchanged} unchanged", f"{len(report.failed)} failed"])
     lines = [f"{report.kb}: {counts}; {report.chunks} chunks in {report.seconds:.1f} s"]
+    if report.keyworded:
+        lines.append(f"  {report.keyworded} documents that were indexed before are now found by their words, too")
     lines += [f"  {failure.source}: {failure.error}" for failure in report.failed]
     return "\n".join(lines)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 import unicodedata
-from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
 
@@ -65,31 +64,35 @@ def fold(text: str) -> str:
 def terms(text: str) -> list[str]:
     """The terms of a text, in its order, as often as they stand there. None of them holds white space."""
     text = _CAMEL.sub("\u2060", text) if not text.islower() else text  # a word joiner: fooBar is foo and bar as well
-    return [term[:LONGEST] for match in _TOKEN.finditer(fold(text)) for term in _of(match)]
+    found: list[str] = []
+    for match in _TOKEN.finditer(fold(text)):
+        word = match[0]
+        found += _of_run(word) if match.lastgroup == "pairs" else _of_word(word)
+    return found
 
 
-def _of(match: regex.Match[str]) -> Iterator[str]:
-    run = match["pairs"]
-    if run is None:
-        yield from _word(_POSSESSIVE.sub("", match["word"]))
-        return
-    yield from (first + second for first, second in pairwise(run))
-    yield from _HAN.findall(run) if len(run) > 1 else run
+def _of_run(run: str) -> list[str]:
+    """Overlapping pairs of characters; the Chinese characters one by one, too."""
+    if len(run) == 1:
+        return [run]
+    return [first + second for first, second in pairwise(run)] + _HAN.findall(run)
 
 
-def _word(word: str) -> Iterator[str]:
+@lru_cache(maxsize=1 << 16)  # a text has far fewer different words than words
+def _of_word(word: str) -> tuple[str, ...]:
     """A word's stem; of what is put together from several pieces the whole and the pieces."""
-    word = _GROUPED.sub(lambda found: found[0].replace(",", ""), word)
+    word = _GROUPED.sub(lambda found: found[0].replace(",", ""), _POSSESSIVE.sub("", word))
     parts = _JOINTS.split(word.rstrip("+#"))
     pieces = [piece for part in parts for piece in _PIECE.findall(part)]
     if len(pieces) == 1 and pieces[0] == word:
-        yield _stem(word)
-        return
-    yield _stem(_whole(word))
-    if len(parts) > 1:
-        yield from (_stem(part) for part in parts if part not in pieces)  # 232c of rs-232c
-    if len(pieces) <= MOST_PIECES:
-        yield from map(_stem, pieces)
+        found = [word]
+    else:
+        found = [_whole(word)]
+        if len(parts) > 1:
+            found += [part for part in parts if part not in pieces]  # 232c of rs-232c
+        if len(pieces) <= MOST_PIECES:
+            found += pieces
+    return tuple(_stem(each)[:LONGEST] for each in found)
 
 
 def _whole(word: str) -> str:
