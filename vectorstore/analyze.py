@@ -75,7 +75,7 @@ def _of_run(run: str) -> list[str]:
     """Overlapping pairs of characters; the Chinese characters one by one, too."""
     if len(run) == 1:
         return [run]
-    return [first + second for first, second in pairwise(run)] + _HAN.findall(run)
+    return [*map("".join, pairwise(run)), *_HAN.findall(run)]
 
 
 @lru_cache(maxsize=1 << 16)  # a text has far fewer different words than words

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.ingestion import render
+from app.ingestion import keyword_state, render
 from ingest import keywords
 from ingest.manifest import Manifest
 from ingest.sync import Ingestor
@@ -141,8 +141,11 @@ def test_commits_now_and_then(ingestor: Ingestor, write: Write, monkeypatch: pyt
     check_consistent(ingestor, "farm")
 
 
-def test_size(ingestor: Ingestor, write: Write) -> None:
+def test_status_tells_of_it(ingestor: Ingestor, write: Write) -> None:
+    assert keyword_state(ingestor, "farm") == "keyword index: 0 documents, 0.0 MB"
     write("farm/a.txt", LONG)
-    assert size_of(folder_of(ingestor.keyword, "farm")) == 0
     ingestor.sync("farm")
     assert size_of(folder_of(ingestor.keyword, "farm")) > 500
+    assert keyword_state(ingestor, "farm") == "keyword index: 1 documents, 0.0 MB"
+    lost(folder_of(ingestor.keyword, "farm"))
+    assert keyword_state(ingestor, "farm") == ("keyword index: 0 of 1 documents; run `paddock ingest` to complete it")
