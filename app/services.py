@@ -105,6 +105,7 @@ class Services:
             k=k,
             min_score=self.settings.min_score,
             visible=lambda doc_ids: manifest.known_docs(kb, doc_ids),
+            version=manifest.version,
             coverage=self.embedder.coverage,
         )
 

@@ -191,6 +191,11 @@ class Manifest:
         )
         return {str(row[0]) for row in found}
 
+    def version(self) -> tuple[int, int]:
+        """Differs when anything may have changed since, by this process or another."""
+        with self._lock:
+            return int(str(self._do("PRAGMA data_version")[0][0])), self._db.total_changes
+
     def source_of(self, kb: str, doc_id: str) -> str | None:
         """The source of the document with this id."""
         found = self._do("SELECT source FROM files WHERE kb = ? AND doc_id = ?", (kb, doc_id))

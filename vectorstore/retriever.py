@@ -17,8 +17,8 @@ from vectorstore.keyword import Hit, KeywordIndex
 from vectorstore.store import ChromaStore
 
 Mode = Literal["dense", "keyword", "hybrid"]
-MODES: tuple[Mode, ...] = ("dense", "keyword", "hybrid")
 DEPTH = 50  # candidates of each side
+TRIES = 4  # to search while no document changes; ingesting changes one every tenth of a second or so
 MOST = 1600  # looked at to find DEPTH that belong to whole documents
 
 
@@ -57,10 +57,19 @@ class Retriever(BaseRetriever):
     min_score: float = Field(0.2, ge=-1.0, le=1.0, description="passages less similar than this are left out...")
     min_match: float = Field(default=0.35, ge=0.0, le=1.0, description="...unless their BM25 share is at least this")
     visible: Callable[[Sequence[str]], set[str]] = Field(everything, description="which documents (ids) are whole")
+    version: Callable[[], object] = Field(lambda: None, description="differs when what is visible may differ")
     coverage: Callable[[str], float] = Field(fully, description="share of a text that the embedder's vocabulary knows")
     fusion: Fusion = Field(default_factory=default_fusion)
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
+        for _ in range(TRIES):
+            before = self.version()
+            found = self._found(query)
+            if self.version() == before:
+                break  # else one side may have seen a document as it was, the other as it is
+        return found
+
+    def _found(self, query: str) -> list[Document]:
         if self.keyword is None or self.mode == "dense":
             return self._dense(query)
         return self._words(query, self.keyword) if self.mode == "keyword" else self._both(query, self.keyword)
