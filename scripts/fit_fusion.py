@@ -98,7 +98,7 @@ def fit(sets: Sequence[list[torch.Tensor]]) -> Fusion:
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return Fusion(tuple(round(float(value), 3) for value in free[:-1]))
+    return Fusion(tuple(round(float(value), 3) for value in free.detach()[:-1]))
 
 
 def recall(asked: Sequence[Asked], score: Callable[[Candidates], Array]) -> tuple[float, float]:
