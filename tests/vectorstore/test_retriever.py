@@ -10,6 +10,7 @@ import pytest
 from langchain_core.documents import Document
 
 from tests.vectorstore.fakes import WordEmbeddings
+from vectorstore import retriever
 from vectorstore.fusion import Fusion
 from vectorstore.keyword import KeywordIndex, folder_of
 from vectorstore.retriever import Retriever
@@ -91,16 +92,28 @@ class TestKeyword:
 
 
 class TestHybrid:
-    def test_every_passage_is_judged_by_both(self, make: Callable[..., Retriever], keyword: KeywordIndex) -> None:
-        question = "the code of the gate"
-        found = make(k=5).invoke(question)
-        assert set(ids(found)) == TEXTS.keys()
-        relevance = [each.metadata["relevance"] for each in found]
-        assert relevance == sorted(relevance, reverse=True)
+    def test_every_passage_is_judged_by_both(
+        self, make: Callable[..., Retriever], keyword: KeywordIndex, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also one that only one side has among its first."""
+        monkeypatch.setattr(retriever, "DEPTH", 2)
+        question = "a vet and code for the hay gate 羊驼也喝水"
+        sides = [set(ids(make(mode=mode, k=2).invoke(question))) for mode in ("dense", "keyword")]
+        assert sides[0] - sides[1], "or nothing is tested"
+        assert sides[1] - sides[0], "or nothing is tested"
+        found = make(k=1).candidates(question, keyword).passages
+        assert set(ids(found)) == sides[0] | sides[1]
         near = {str(each.id): each.metadata["score"] for each in make(mode="dense", k=5).invoke(question)}
         words = keyword.scores(keyword.analyse(question), list(TEXTS))
-        assert {str(each.id): each.metadata["score"] for each in found} == pytest.approx(near, abs=1e-5)
-        assert {str(each.id): each.metadata["keyword_score"] for each in found} == pytest.approx(words)
+        for each in found:
+            assert each.metadata["score"] == pytest.approx(near[str(each.id)], abs=1e-5)
+            assert each.metadata["keyword_score"] == pytest.approx(words[str(each.id)])
+
+    def test_best_first(self, make: Callable[..., Retriever]) -> None:
+        found = make(k=5).invoke("the code of the gate")
+        assert found[0].id == "gate"
+        relevance = [each.metadata["relevance"] for each in found]
+        assert relevance == sorted(relevance, reverse=True)
 
     def test_agrees_with_the_side_that_is_trusted(self, make: Callable[..., Retriever]) -> None:
         question = "the llamas and the vet on Mondays"
