@@ -64,7 +64,7 @@ class Settings(BaseModel):
         "hybrid", description="how passages are found: by meaning, by words, or by both, weighed for each question"
     )
     min_score: float = Field(
-        0.2, ge=-1.0, le=1.0, description="chunks less similar than this are not used, unless they have the words"
+        0.2, ge=-1.0, le=1.0, description="nothing is found where no chunk is so similar, or has the question's words"
     )
     max_answer_tokens: int = Field(192, ge=1, description="longest answer, in tokens")
     max_prompt_tokens: int = Field(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
@@ -54,8 +53,10 @@ class Retriever(BaseRetriever):
     keyword: KeywordIndex | None = Field(None, description="without it, every mode is dense")
     mode: Mode = "hybrid"
     k: int = Field(4, ge=1, description="passages returned at most")
-    min_score: float = Field(0.2, ge=-1.0, le=1.0, description="passages less similar than this are left out...")
-    min_match: float = Field(default=0.35, ge=0.0, le=1.0, description="...unless their BM25 share is at least this")
+    min_score: float = Field(0.2, ge=-1.0, le=1.0, description="in dense mode, passages less similar are left out")
+    min_match: float = Field(
+        default=0.35, ge=0.0, le=1.0, description="in hybrid mode nothing is found without a passage of either limit"
+    )
     visible: Callable[[Sequence[str]], set[str]] = Field(everything, description="which documents (ids) are whole")
     version: Callable[[], object] = Field(lambda: None, description="differs when what is visible may differ")
     coverage: Callable[[str], float] = Field(fully, description="share of a text that the embedder's vocabulary knows")
@@ -92,13 +93,14 @@ class Retriever(BaseRetriever):
 
     def _both(self, query: str, index: KeywordIndex) -> list[Document]:
         found = self.candidates(query, index)
-        ranked = ((found.passages[i], relevance) for i, relevance in self.fusion.ranked(found.judged))
-        kept = (
-            _passage(each, relevance=relevance)
-            for each, relevance in ranked
-            if each.metadata["score"] >= self.min_score or each.metadata["keyword_score"] >= self.min_match
-        )
-        return list(islice(kept, self.k))
+        # Of the question, not of each passage: one that is right may be below both limits beside one that is not.
+        if not any(
+            near >= self.min_score or words >= self.min_match
+            for near, words in zip(found.judged.cosines, found.judged.shares, strict=True)
+        ):
+            return []
+        ranked = self.fusion.ranked(found.judged)[: self.k]
+        return [_passage(found.passages[i], relevance=relevance) for i, relevance in ranked]
 
     def candidates(self, query: str, index: KeywordIndex) -> Found:
         """What either side finds, judged by both, in no order that matters."""

@@ -131,9 +131,12 @@ class TestHybrid:
         make(coverage=coverage).invoke("hay?")
         assert asked == ["hay?"]
 
-    def test_words_save_what_is_not_similar_enough(self, make: Callable[..., Retriever]) -> None:
-        assert ids(make(min_score=0.99).invoke("rs232c")) == ["gate"]
+    def test_nothing_is_found_only_where_both_sides_find_nothing(self, make: Callable[..., Retriever]) -> None:
+        found = make(min_score=0.99).invoke("rs232c")
+        assert found[0].id == "gate"
+        assert len(found) == 4
         assert make(min_score=0.99, min_match=0.99).invoke("rs232c") == []
+        assert len(make(min_score=-0.5, min_match=0.99).invoke("rs232c")) == 4
         assert make(min_score=0.99).invoke("what does the zebra think of algebra and opera") == []
 
     @pytest.mark.parametrize(
