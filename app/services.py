@@ -104,7 +104,7 @@ class Services:
             mode=mode or self.settings.retrieval,
             k=k,
             min_score=self.settings.min_score,
-            visible=lambda doc_ids: manifest.known_docs(kb, doc_ids),
+            visible=lambda doc_ids, version: manifest.known_docs(kb, doc_ids, version),
             version=manifest.version,
             coverage=self.embedder.coverage,
         )

@@ -183,18 +183,20 @@ class Manifest:
         """Whether a document has this id."""
         return bool(self._do("SELECT 1 FROM files WHERE kb = ? AND doc_id = ?", (kb, doc_id)))
 
-    def known_docs(self, kb: str, doc_ids: Sequence[str]) -> set[str]:
-        """Those of these ids that documents have: what is half written or replaced has none."""
+    def known_docs(self, kb: str, doc_ids: Sequence[str], version: int) -> set[str]:
+        """Those of these ids that documents have, and had at that version.
+
+        What is half written or replaced has none; what became whole later may have been seen in part.
+        """
         found = self._do(
-            "SELECT doc_id FROM files WHERE kb = ? AND doc_id IN (SELECT value FROM json_each(?))",
-            (kb, json.dumps(list(doc_ids))),
+            "SELECT doc_id FROM files WHERE kb = ? AND rowid <= ? AND doc_id IN (SELECT value FROM json_each(?))",
+            (kb, version, json.dumps(list(doc_ids))),
         )
         return {str(row[0]) for row in found}
 
-    def version(self) -> tuple[int, int]:
-        """Differs when anything may have changed since, by this process or another."""
-        with self._lock:
-            return int(str(self._do("PRAGMA data_version")[0][0])), self._db.total_changes
+    def version(self) -> int:
+        """Grows with every document that is added or replaced: SQLite gives such a row the highest number."""
+        return int(str(self._do("SELECT coalesce(max(rowid), 0) FROM files")[0][0]))
 
     def source_of(self, kb: str, doc_id: str) -> str | None:
         """The source of the document with this id."""

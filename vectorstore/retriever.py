@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,13 +15,14 @@ from vectorstore.fusion import Candidates, Fusion, default_fusion
 from vectorstore.keyword import Hit, KeywordIndex
 from vectorstore.store import ChromaStore
 
+Whole = Callable[[Sequence[str]], set[str]]  # ids of documents -> those that are whole
 Mode = Literal["dense", "keyword", "hybrid"]
 DEPTH = 50  # candidates of each side
-TRIES = 4  # to search while no document changes; ingesting changes one every tenth of a second or so
+TRIES = 4  # to search while no document changes
 MOST = 1600  # looked at to find DEPTH that belong to whole documents
 
 
-def everything(doc_ids: Iterable[str]) -> set[str]:
+def everything(doc_ids: Sequence[str], version: int) -> set[str]:
     """Every document is whole."""
     return set(doc_ids)
 
@@ -57,33 +58,36 @@ class Retriever(BaseRetriever):
     min_match: float = Field(
         default=0.35, ge=0.0, le=1.0, description="in hybrid mode nothing is found without a passage of either limit"
     )
-    visible: Callable[[Sequence[str]], set[str]] = Field(everything, description="which documents (ids) are whole")
-    version: Callable[[], object] = Field(lambda: None, description="differs when what is visible may differ")
+    visible: Callable[[Sequence[str], int], set[str]] = Field(
+        everything, description="which documents (ids) are whole, and were at that version"
+    )
+    version: Callable[[], int] = Field(lambda: 0, description="grows whenever a document becomes whole")
     coverage: Callable[[str], float] = Field(fully, description="share of a text that the embedder's vocabulary knows")
     fusion: Fusion = Field(default_factory=default_fusion)
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         for _ in range(TRIES):
             before = self.version()
-            found = self._found(query)
+            found = self._found(query, lambda doc_ids: self.visible(doc_ids, before))  # noqa: B023
             if self.version() == before:
-                break  # else one side may have seen a document as it was, the other as it is
+                break  # else a document that was replaced just now is in neither of its versions
         return found
 
-    def _found(self, query: str) -> list[Document]:
+    def _found(self, query: str, whole: Whole) -> list[Document]:
         if self.keyword is None or self.mode == "dense":
-            return self._dense(query)
-        return self._words(query, self.keyword) if self.mode == "keyword" else self._both(query, self.keyword)
+            return self._dense(query, whole)
+        by = self._words if self.mode == "keyword" else self._both
+        return by(query, self.keyword, whole)
 
     # -- modes -----------------------------------------------------------------------------------------------------
 
-    def _dense(self, query: str) -> list[Document]:
-        found = self._near(self.store.embed(query), self.k)
+    def _dense(self, query: str, whole: Whole) -> list[Document]:
+        found = self._near(self.store.embed(query), self.k, whole)
         return [_passage(each, score=score) for each, score in found if score >= self.min_score]
 
-    def _words(self, query: str, index: KeywordIndex) -> list[Document]:
+    def _words(self, query: str, index: KeywordIndex, whole: Whole) -> list[Document]:
         terms = index.analyse(query)
-        hits = self._whole(lambda n: index.search(terms, n), lambda hit: hit.doc_id, self.k)
+        hits = self._whole(lambda n: index.search(terms, n), lambda hit: hit.doc_id, self.k, whole)
         texts = {str(each.id): each for each in self.store.get_by_ids([hit.chunk_id for hit in hits])}
         return [
             _passage(texts[hit.chunk_id], score=hit.score, keyword_score=hit.score)
@@ -91,8 +95,8 @@ class Retriever(BaseRetriever):
             if hit.chunk_id in texts
         ]
 
-    def _both(self, query: str, index: KeywordIndex) -> list[Document]:
-        found = self.candidates(query, index)
+    def _both(self, query: str, index: KeywordIndex, whole: Whole) -> list[Document]:
+        found = self.candidates(query, index, whole)
         # Of the question, not of each passage: one that is right may be below both limits beside one that is not.
         if not any(
             near >= self.min_score or words >= self.min_match
@@ -102,12 +106,12 @@ class Retriever(BaseRetriever):
         ranked = self.fusion.ranked(found.judged)[: self.k]
         return [_passage(found.passages[i], relevance=relevance) for i, relevance in ranked]
 
-    def candidates(self, query: str, index: KeywordIndex) -> Found:
+    def candidates(self, query: str, index: KeywordIndex, whole: Whole = set) -> Found:
         """What either side finds, judged by both, in no order that matters."""
         depth = max(DEPTH, 2 * self.k)
         vector, terms = self.store.embed(query), index.analyse(query)
-        near = self._near(vector, depth)
-        hits: list[Hit] = self._whole(lambda n: index.search(terms, n), lambda hit: hit.doc_id, depth)
+        near = self._near(vector, depth, whole)
+        hits: list[Hit] = self._whole(lambda n: index.search(terms, n), lambda hit: hit.doc_id, depth, whole)
         passages = {str(each.id): each for each, _ in near}
         cosines = {str(each.id): score for each, score in near}
         shares = {hit.chunk_id: hit.score for hit in hits}
@@ -127,20 +131,23 @@ class Retriever(BaseRetriever):
 
     # -- whole documents only --------------------------------------------------------------------------------------
 
-    def _near(self, vector: list[float], n: int) -> list[tuple[Document, float]]:
+    def _near(self, vector: list[float], n: int, whole: Whole) -> list[tuple[Document, float]]:
         return self._whole(
             lambda m: self.store.similarity_search_by_vector_with_score(vector, m),
             lambda pair: str(pair[0].metadata.get("doc_id")),
             n,
+            whole,
         )
 
-    def _whole(self, search: Callable[[int], list[Any]], doc_of: Callable[[Any], str], n: int) -> list[Any]:
+    def _whole(
+        self, search: Callable[[int], list[Any]], doc_of: Callable[[Any], str], n: int, whole: Whole
+    ) -> list[Any]:
         """The first n results that belong to whole documents; looks further where others take their places."""
         asked = n
         while True:
             found = search(asked)
-            whole = self.visible([doc_of(each) for each in found])
-            kept = [each for each in found if doc_of(each) in whole]
+            known = whole([doc_of(each) for each in found])
+            kept = [each for each in found if doc_of(each) in known]
             if len(kept) >= n or len(found) < asked or asked >= MOST:
                 return kept[:n]
             asked *= 4

@@ -155,7 +155,7 @@ class TestHybrid:
 class TestWholeDocuments:
     @pytest.mark.parametrize("mode", ["dense", "keyword", "hybrid"])
     def test_others_are_not_seen(self, make: Callable[..., Retriever], mode: str) -> None:
-        def visible(doc_ids: Sequence[str]) -> set[str]:
+        def visible(doc_ids: Sequence[str], version: int) -> set[str]:
             return set(doc_ids) - {"d-hay", "d-zh"}
 
         for question in ("llamas eat hay", "羊驼吃干草"):
@@ -172,7 +172,7 @@ class TestWholeDocuments:
         store.add_documents(crowd)
         keyword.put("new", [(str(each.id), each.page_content) for each in crowd])
         keyword.commit()
-        found = make(mode=mode, k=1, visible=lambda doc_ids: set(doc_ids) - {"new"}).invoke("hay")
+        found = make(mode=mode, k=1, visible=lambda doc_ids, version: set(doc_ids) - {"new"}).invoke("hay")
         assert ids(found) == ["hay"]
 
     def test_a_chunk_that_the_store_no_longer_has(self, make: Callable[..., Retriever], store: ChromaStore) -> None:
