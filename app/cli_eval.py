@@ -58,7 +58,7 @@ def eval_retrieval(
     as_json: bool,
     report: Path | None,
     beir: Path | None,
-    modes: tuple[str, ...],
+    modes: tuple[Any, ...],
     **overrides: Any,
 ) -> None:
     """Recall, MRR and nDCG of documents, pages and paragraphs, and whether a retrieved chunk holds a gold answer."""
@@ -201,12 +201,11 @@ def eval_gate(file: Path, docs: Path, baseline: Path, update: bool, **overrides:
     from app.evaluate import gate
     from app.evaluate.run import Inputs, run_answers, run_retrieval
     from app.evaluate.text import render
-    from app.services import DEFAULT_MODE
 
     made = services(**overrides)
     inputs = Inputs(file=file, docs=docs)
     before, with_ = gate.prepare(inputs, made, baseline, update)
-    found, answered = run_retrieval(inputs, made, [DEFAULT_MODE]), run_answers(inputs, made)
+    found, answered = run_retrieval(inputs, made, [made.settings.retrieval]), run_answers(inputs, made)
     click.echo(render(found.results) + "\n\n" + render(answered.results) + "\n")
     figures = gate.taken(found, answered)
     if before is None:

@@ -18,6 +18,8 @@ from app.errors import AppError
 DEFAULT_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEFAULT_EMBEDDER = "all-MiniLM-L6-v2"
 
+Retrieval = Literal["dense", "keyword", "hybrid"]
+
 # No library that we start may report usage or trace requests, and none may reach for a model hub by itself.
 QUIET = {
     "ANONYMIZED_TELEMETRY": "False",
@@ -60,7 +62,12 @@ class Settings(BaseModel):
     seed: int = Field(0, ge=0, description="seed of sampling")
     kb: str = Field("default", min_length=1, description="knowledge base used when none is named")
     k: int = Field(4, ge=1, le=50, description="chunks retrieved for a question")
-    min_score: float = Field(0.2, ge=-1.0, le=1.0, description="chunks less similar than this are not used")
+    retrieval: Retrieval = Field(
+        "hybrid", description="how passages are found: by meaning, by words, or by both, weighed for each question"
+    )
+    min_score: float = Field(
+        0.2, ge=-1.0, le=1.0, description="nothing is found where no chunk is so similar, or has the question's words"
+    )
     max_answer_tokens: int = Field(192, ge=1, description="longest answer, in tokens")
     max_prompt_tokens: int = Field(
         3072, ge=256, description="longest prompt, in tokens; never more than the model takes"

@@ -23,6 +23,7 @@ from app.catalogue import CATALOGUE, Default
 from app.config import Settings
 from app.model_info import kind_of
 from app.models import is_complete
+from vectorstore.errors import StoreError
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -51,6 +52,7 @@ def diagnose(settings: Settings) -> list[Row]:
         ("models", _models),
         ("inbox", _inbox),
         ("index", _index),
+        ("keyword index", _keywords),
         ("port", _port),
     ]
     rows: list[Row] = []
@@ -218,6 +220,40 @@ def _index(settings: Settings) -> Iterator[Row]:
     else:
         mend = "run `paddock ingest` unless it is running; if that does not help, `paddock ingest --rebuild`"
         yield Row("index", "warn", f"{told}; Chroma holds {held} chunks where the manifest notes {noted}", mend)
+
+
+def _keywords(settings: Settings) -> Iterator[Row]:
+    """Whether every document is found by its words; what that takes on the disk."""
+    path = settings.index / "manifest.sqlite"
+    if not path.exists():
+        return
+    from vectorstore import keyword
+
+    mend = "run `paddock ingest`; until then these are found by their meaning only"
+    try:
+        with _opened(path) as database:
+            wanted = database.execute("SELECT kb, count(*) FROM files WHERE doc_id <> '' GROUP BY kb").fetchall()
+            new = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'keyword_indexes'").fetchall()
+            ids = dict(database.execute("SELECT kb, id FROM keyword_indexes").fetchall()) if new else {}
+            notes = "SELECT kb, sum(done) FROM keywords GROUP BY kb"
+            held = dict(database.execute(notes).fetchall()) if new else {}
+    except (OSError, sqlite3.Error):
+        return  # told as a fault of the index
+    documents = sum(count for _, count in wanted)
+    folders = {kb: keyword.folder_of(settings.index / "keyword", kb) for kb, _ in wanted}
+    size = sum(map(keyword.size_of, folders.values()))
+    whole = {kb for kb, folder in folders.items() if ids.get(kb) == keyword.read_id(folder)}
+    missing = sum(count - (min(count, held.get(kb, 0)) if kb in whole else 0) for kb, count in wanted)
+    if missing:
+        yield Row("keyword index", "warn", f"{missing} of {documents} documents are not in it", mend)
+        return
+    for folder in folders.values():
+        try:
+            keyword.KeywordIndex(folder)
+        except StoreError as error:
+            yield Row("keyword index", "fail", str(error), f"remove {folder} and run `paddock ingest`")
+            return
+    yield Row("keyword index", "ok", f"{documents} documents, {_bytes(size)}")
 
 
 @contextlib.contextmanager

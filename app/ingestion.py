@@ -97,6 +97,8 @@ def render(report: Report) -> str:
     ]
     counts = ", ".join([*changes, f"{report.unchanged} unchanged", f"{len(report.failed)} failed"])
     lines = [f"{report.kb}: {counts}; {report.chunks} chunks in {report.seconds:.1f} s"]
+    if report.keyworded:
+        lines.append(f"  {report.keyworded} documents that were indexed before are now found by their words, too")
     lines += [f"  {failure.source}: {failure.error}" for failure in report.failed]
     return "\n".join(lines)
 
@@ -146,7 +148,20 @@ def status(ingestor: Ingestor, kb: str, as_json: bool) -> str:
     if not documents:
         return f"'{kb}' holds no documents; put some into {ingestor.folder(kb)} and run `paddock ingest`"
     rows = [(d.source, d.status, str(d.chunks), d.error or "") for d in documents]
-    return table([("DOCUMENT", "STATUS", "CHUNKS", ""), *rows])
+    return "\n".join([table([("DOCUMENT", "STATUS", "CHUNKS", ""), *rows]), "", keyword_state(ingestor, kb)])
+
+
+def keyword_state(ingestor: Ingestor, kb: str) -> str:
+    """What a knowledge base's keyword index holds and costs, or how to get one; a line."""
+    from vectorstore import keyword
+
+    wanted, folder = ingestor.manifest.doc_ids(kb), keyword.folder_of(ingestor.keyword, kb)
+    found = keyword.read_id(folder)
+    whole = found is not None and found == ingestor.manifest.keyword_index(kb)
+    held = {doc_id for doc_id, done in ingestor.manifest.keywords(kb).items() if done} if whole else set()
+    if not wanted <= held:
+        return f"keyword index: {len(wanted & held)} of {len(wanted)} documents; run `paddock ingest` to complete it"
+    return f"keyword index: {len(wanted)} documents, {keyword.size_of(folder) / 1e6:.1f} MB"
 
 
 def delete(ingestor: Ingestor, kb: str, sources: Sequence[str]) -> str:

@@ -236,7 +236,7 @@ def _needs(opened: Checkpoint) -> dict[str, Any]:
 
 
 def _packed(name: str, shape: tuple[int, ...], kind: str) -> int:
-    """Bytes of a tensor in a quantized model: matrices as `llama.vectors` has them, anything else in fp32."""
+    """Bytes of a tensor in a quantized model: matrices as `llama.integers` has them, anything else in fp32."""
     from llama.quantize import bits_of
     from llama.vectors import GROUP, LANES
 

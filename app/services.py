@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
-from app.config import Settings, limit_threads
+from app.config import Retrieval, Settings, limit_threads
 from app.errors import AppError
 from ingest.embed import Embedder
 from ingest.sync import Ingestor
+from vectorstore.errors import StoreError
 
 if TYPE_CHECKING:
     from langchain_core.retrievers import BaseRetriever
@@ -19,21 +21,16 @@ if TYPE_CHECKING:
     from llama.chat_model import ChatLlama
     from llama.engine import Engine
     from llama.sampling import SamplingParams
+    from vectorstore.keyword import KeywordIndex
     from vectorstore.store import ChromaStore
 
 
 T = TypeVar("T")
+log = logging.getLogger("paddock")
 
 
-def _dense(services: Services, kb: str, k: int) -> BaseRetriever:
-    from vectorstore.retriever import DenseRetriever
-
-    return DenseRetriever(store=services.store(kb), k=k, min_score=services.settings.min_score)
-
-
-# Ways to retrieve, by name; evaluation sets them side by side.
-RETRIEVERS: dict[str, Callable[[Services, str, int], BaseRetriever]] = {"dense": _dense}
-DEFAULT_MODE = "dense"
+# Ways to retrieve; evaluation sets them side by side.
+RETRIEVERS: tuple[Retrieval, ...] = get_args(Retrieval)
 
 
 class Services:
@@ -88,14 +85,41 @@ class Services:
 
         return ChromaStore(self._client, kb, self.embedder, self.embedder.identity, create=create)
 
-    def retriever(self, kb: str, k: int, mode: str = DEFAULT_MODE) -> BaseRetriever | None:
-        """The retriever of a knowledge base, None while it holds nothing. Raises AppError for an unknown one."""
+    def retriever(self, kb: str, k: int, mode: Retrieval | None = None) -> BaseRetriever | None:
+        """The retriever of a knowledge base, by default in the mode of the settings; None while it holds nothing.
+
+        Raises AppError for an unknown knowledge base.
+        """
+        from vectorstore.retriever import Retriever
+
         known = self.ingestor.kbs()
         if kb not in known:
             raise AppError(f"there is no knowledge base '{kb}'; known: {', '.join(known)}; see `paddock kb list`")
-        if not any(row.status == "indexed" for row in self.ingestor.manifest.files(kb).values()):
+        manifest = self.ingestor.manifest
+        if not manifest.doc_ids(kb):
             return None
-        return RETRIEVERS[mode](self, kb, k)
+        return Retriever(
+            store=self.store(kb),
+            keyword=self._keyword(kb),
+            mode=mode or self.settings.retrieval,
+            k=k,
+            min_score=self.settings.min_score,
+            visible=lambda doc_ids, version: manifest.known_docs(kb, doc_ids, version),
+            version=manifest.version,
+            coverage=self.embedder.coverage,
+        )
+
+    def _keyword(self, kb: str) -> KeywordIndex | None:
+        """The keyword index of a knowledge base; None, and a line about it, where there is none that can be used."""
+        from vectorstore.keyword import KeywordIndex, folder_of
+
+        try:
+            return KeywordIndex(folder_of(self.ingestor.keyword, kb))
+        except StoreError as error:
+            if self.settings.retrieval != "dense":
+                told = f"{error}; until then '{kb}' is searched by meaning only"
+                self._once(f"told {kb}", lambda: log.warning(told))
+            return None
 
     @property
     def model_name(self) -> str:

@@ -131,6 +131,23 @@ class Embedder(Embeddings):
         found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [len(each) for each in found]
 
+    def coverage(self, text: str) -> float:
+        """Share of a text's characters that the vocabulary knows, in [0, 1]; white space is not counted.
+
+        A model reads every unknown word, or character of an unknown script, as one and the same token.
+        """
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        sizes = [end - start for start, end in found.offsets]
+        unknown = sum(size for size, token in zip(sizes, found.ids, strict=True) if token == self._unknown)
+        return 1.0 - unknown / sum(sizes) if any(sizes) else 0.0
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        """The id that unknown words get; None for a vocabulary that has every byte."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        name = model.get("unk_token")
+        return model.get("unk_id") if name is None else self._tokenizer.token_to_id(str(name))
+
     # -- vectors -------------------------------------------------------------------------------------------------
 
     def _loaded(self) -> BertEncoder | SentenceTransformer:

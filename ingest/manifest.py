@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,10 @@ MIGRATIONS = [
         PRIMARY KEY (kb, source));
     CREATE TABLE garbage (kb TEXT NOT NULL, doc_id TEXT NOT NULL, PRIMARY KEY (kb, doc_id));
     CREATE TABLE moves (kb TEXT NOT NULL, doc_id TEXT NOT NULL, PRIMARY KEY (kb, doc_id));
+    """,
+    """
+    CREATE TABLE keywords (kb TEXT NOT NULL, doc_id TEXT NOT NULL, done INTEGER NOT NULL, PRIMARY KEY (kb, doc_id));
+    CREATE TABLE keyword_indexes (kb TEXT PRIMARY KEY, id TEXT NOT NULL);
     """,
 ]
 
@@ -153,6 +158,7 @@ class Manifest:
     def forget(self, kb: str, imports: bool = False) -> None:
         """Drops all that is known of a knowledge base; what was imported from where only if asked."""
         with self.transaction():
+            self.forget_keywords(kb)
             for table in ("files", "kbs", "garbage", "moves", *(["imports"] if imports else [])):
                 self._do(f"DELETE FROM {table} WHERE kb = ?", (kb,))
 
@@ -176,6 +182,21 @@ class Manifest:
     def has_doc(self, kb: str, doc_id: str) -> bool:
         """Whether a document has this id."""
         return bool(self._do("SELECT 1 FROM files WHERE kb = ? AND doc_id = ?", (kb, doc_id)))
+
+    def known_docs(self, kb: str, doc_ids: Sequence[str], version: int) -> set[str]:
+        """Those of these ids that documents have, and had at that version.
+
+        What is half written or replaced has none; what became whole later may have been seen in part.
+        """
+        found = self._do(
+            "SELECT doc_id FROM files WHERE kb = ? AND rowid <= ? AND doc_id IN (SELECT value FROM json_each(?))",
+            (kb, version, json.dumps(list(doc_ids))),
+        )
+        return {str(row[0]) for row in found}
+
+    def version(self) -> int:
+        """Grows with every document that is added or replaced: SQLite gives such a row the highest number."""
+        return int(str(self._do("SELECT coalesce(max(rowid), 0) FROM files")[0][0]))
 
     def source_of(self, kb: str, doc_id: str) -> str | None:
         """The source of the document with this id."""
@@ -215,6 +236,41 @@ class Manifest:
     def drop_move(self, kb: str, doc_id: str) -> None:
         """Forgets it: done."""
         self._do("DELETE FROM moves WHERE kb = ? AND doc_id = ?", (kb, doc_id))
+
+    # -- the keyword index: which documents it has; see ingest.keywords ---------------------------------------------
+
+    def doc_ids(self, kb: str) -> set[str]:
+        """Ids of all documents that are indexed."""
+        return {str(row[0]) for row in self._do("SELECT doc_id FROM files WHERE kb = ? AND doc_id <> ''", (kb,))}
+
+    def keyword_index(self, kb: str) -> str | None:
+        """The identity of the keyword index that the notes are about."""
+        found = self._do("SELECT id FROM keyword_indexes WHERE kb = ?", (kb,))
+        return str(found[0][0]) if found else None
+
+    def put_keyword_index(self, kb: str, index_id: str) -> None:
+        """Adds or replaces."""
+        self._do("INSERT OR REPLACE INTO keyword_indexes VALUES (?, ?)", (kb, index_id))
+
+    def keywords(self, kb: str) -> dict[str, bool]:
+        """Documents that the keyword index has (true), or may have."""
+        return {str(row[0]): bool(row[1]) for row in self._do("SELECT doc_id, done FROM keywords WHERE kb = ?", (kb,))}
+
+    def put_keyword(self, kb: str, doc_id: str, done: bool) -> None:
+        """Notes that the keyword index has the document, or is to have it."""
+        self._do("INSERT OR REPLACE INTO keywords VALUES (?, ?, ?)", (kb, doc_id, int(done)))
+
+    def drop_keywords(self, kb: str, doc_ids: Sequence[str]) -> None:
+        """Notes that the keyword index has nothing of these documents."""
+        with self.transaction():
+            for doc_id in doc_ids:
+                self._do("DELETE FROM keywords WHERE kb = ? AND doc_id = ?", (kb, doc_id))
+
+    def forget_keywords(self, kb: str) -> None:
+        """Drops all notes about the keyword index."""
+        with self.transaction():
+            for table in ("keywords", "keyword_indexes"):
+                self._do(f"DELETE FROM {table} WHERE kb = ?", (kb,))
 
     # -- imports -------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 class Event:
     """One step of progress. Bytes are those of the files that need work; enough for a bar with the time left."""
 
-    kind: Literal["wait", "scan", "file", "chunks", "done"]
+    kind: Literal["wait", "scan", "file", "chunks", "keywords", "done"]
     source: str = ""
     done_files: int = 0
     total_files: int = 0
@@ -43,6 +43,7 @@ class Report:
     failed: list[Failure] = field(default_factory=list)
     chunks: int = 0
     seconds: float = 0.0
+    keyworded: int = 0  # documents of earlier runs that the keyword index lacked
 
     def to_json(self) -> dict[str, Any]:
         """The object that `paddock ingest --json` prints."""

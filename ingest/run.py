@@ -14,6 +14,7 @@ from langchain_core.documents import Document
 from ingest import chunk
 from ingest.errors import IngestError
 from ingest.inbox import DEFAULT_KB, InboxFile, Scan
+from ingest.keywords import KeywordFollower
 from ingest.loaders import load, loader_of
 from ingest.manifest import FileRow, KbRow
 from ingest.report import Event, Failure, Progress, Report
@@ -50,10 +51,17 @@ class Run:
         self.manifest = ingestor.manifest
         self.report = Report(kb)
         self._store: ChromaStore | None = None
+        self.keywords = KeywordFollower(self.manifest, ingestor.keyword, kb)
         self.done_files = self.total_files = self.done_bytes = self.total_bytes = 0
 
     def execute(self) -> Report:
         """Does the run; the caller fills in the seconds."""
+        try:
+            return self._execute()
+        finally:
+            self.keywords.close()
+
+    def _execute(self) -> Report:
         self._check_collection()
         self._tell("scan")
         self._finish_killed_run()
@@ -76,6 +84,7 @@ class Run:
                 self.manifest.add_garbage(self.kb, row.doc_id)
             self.report.deleted += 1
         self._collect_garbage()
+        self.report.keyworded = self.keywords.follow(self._stored)
         self.report.chunks = self.manifest.chunks(self.kb)
         self.report.failed.sort(key=lambda failure: failure.source)
         self._drop_if_gone()
@@ -126,6 +135,11 @@ class Run:
             if source is not None:
                 self.store.update_source(doc_id, source)
             self.manifest.drop_move(self.kb, doc_id)
+
+    def _stored(self, doc_id: str) -> list[Document]:
+        """A document's chunks as the store has them."""
+        self._tell("keywords", self.manifest.source_of(self.kb, doc_id) or "")
+        return self.store.chunks_of(doc_id)
 
     def _collect_garbage(self) -> None:
         doc_ids = self.manifest.garbage(self.kb)
@@ -280,8 +294,10 @@ class Run:
         with self.manifest.transaction():
             self.manifest.put_file(seen)
             self.manifest.drop_garbage(self.kb, [doc_id])
+            self.keywords.note(doc_id)
             if row is not None:
                 self.manifest.add_garbage(self.kb, row.doc_id)
+        self.keywords.add(doc_id, chunks)
         if seen.error:
             self.report.failed.append(Failure(seen.source, seen.error))
         self._collect_garbage()

@@ -78,6 +78,11 @@ class Ingestor:
         """The vector store's folder."""
         return self.index / "chroma"
 
+    @property
+    def keyword(self) -> Path:
+        """The folder of the keyword indexes."""
+        return self.index / "keyword"
+
     @cached_property
     def _open_manifest(self) -> Manifest:
         ensure_folder(self.index)
@@ -244,8 +249,11 @@ class Ingestor:
             folder.rmdir()
 
     def drop_collection(self, kb: str) -> None:
-        """Removes the knowledge base's collection, if it has one; the writer's lock must be held."""
+        """Removes the knowledge base's collection and keyword index, if any; the writer's lock must be held."""
+        from vectorstore import keyword
         from vectorstore.marker import DATABASE
+
+        keyword.drop(keyword.folder_of(self.keyword, kb))
 
         if (self.chroma / DATABASE).exists():
             from vectorstore.store import drop_kb, open_client

@@ -24,6 +24,7 @@ MAP = {
 EXCLUSIVE = {
     "streamlit": ("app/main.py", "app/views/"),
     "chromadb": ("vectorstore/store.py",),
+    "tantivy": ("vectorstore/keyword.py",),
     "torch.distributed": ("finetune/distributed.py",),
     "os.environ": ("app/config.py",),
     "os.environb": ("app/config.py",),
@@ -153,6 +154,7 @@ BAD = [
     ("finetune/trainer.py", "import vectorstore.store"),
     ("app/cli.py", "def f():\n    import streamlit as st"),
     ("vectorstore/retriever.py", "from chromadb.api import Client"),
+    ("ingest/run.py", "import tantivy"),
     ("finetune/trainer.py", "from torch import distributed"),
     ("finetune/trainer.py", "import torch\ntorch.distributed.init_process_group()"),
     ("app/services.py", "import os\nos.environ['X'] = '1'"),

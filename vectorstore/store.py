@@ -22,6 +22,7 @@ from langchain_core.vectorstores import VectorStore
 from vectorstore.client import IndexClient, shared_client, unusable
 from vectorstore.errors import StoreError, other_embedder
 from vectorstore.marker import collection_name, remove_marker, write_marker
+from vectorstore.rows import batches, cosines, document, storable
 
 T = TypeVar("T")
 
@@ -196,7 +197,7 @@ class ChromaStore(VectorStore):
             return []
         texts = [each.page_content for each in documents]
         vectors = embeddings if embeddings is not None else self._embedder().embed_documents(texts)
-        metadatas = [_storable(each.metadata) for each in documents]
+        metadatas = [storable(each.metadata) for each in documents]
         for start in range(0, len(names), WRITE_BATCH):
             part = slice(start, start + WRITE_BATCH)
             self._write(
@@ -239,8 +240,7 @@ class ChromaStore(VectorStore):
     def delete(self, ids: Sequence[str] | None = None, **kwargs: Any) -> bool:
         """Deletes chunks by id, all of them if `ids` is None; unknown ids are passed over."""
         names = list(self.ids() if ids is None else ids)
-        for start in range(0, len(names), WRITE_BATCH):
-            part = names[start : start + WRITE_BATCH]
+        for part in batches(names, WRITE_BATCH):
             self._write(lambda collection, part=part: collection.delete(ids=part))  # type: ignore[misc]
         return True
 
@@ -250,7 +250,11 @@ class ChromaStore(VectorStore):
 
     def similarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[tuple[Document, float]]:
         """The k nearest chunks and their cosine similarities, best first."""
-        return self.similarity_search_by_vector_with_score(self._embedder().embed_query(query), k, **kwargs)
+        return self.similarity_search_by_vector_with_score(self.embed(query), k, **kwargs)
+
+    def embed(self, query: str) -> list[float]:
+        """The vector (d,) of a question."""
+        return self._embedder().embed_query(query)
 
     def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
         """The k chunks nearest to a vector (d,), best first."""
@@ -280,7 +284,7 @@ class ChromaStore(VectorStore):
             return []
         rows = zip(found["ids"][0], texts[0], metadatas[0], distances[0], strict=True)
         scored = [
-            (_document(name, text, metadata), max(-1.0, min(1.0, 1.0 - float(distance))))
+            (document(name, text, metadata), max(-1.0, min(1.0, 1.0 - float(distance))))
             for name, text, metadata, distance in rows
             if text is not None
         ]
@@ -301,7 +305,14 @@ class ChromaStore(VectorStore):
     def _get(self, **where: Any) -> list[Document]:
         found: GetResult = self._read(lambda collection: collection.get(**where, include=["documents", "metadatas"]))
         rows = zip(found["ids"], found["documents"] or [], found["metadatas"] or [], strict=True)
-        return [_document(name, text, metadata) for name, text, metadata in rows]
+        return [document(name, text, metadata) for name, text, metadata in rows]
+
+    def similarities(self, embedding: Sequence[float], ids: Sequence[str]) -> dict[str, float]:
+        """The cosine similarity of a vector (d,) and each of these chunks; unknown ids are left out."""
+        if not ids:
+            return {}
+        found = self._read(lambda collection: collection.get(ids=list(ids), include=["embeddings"]))
+        return dict(zip(found["ids"], cosines(embedding, found["embeddings"]), strict=True))
 
     def chunks_of(self, doc_id: str) -> list[Document]:
         """The chunks of one document, in its order."""
@@ -318,14 +329,9 @@ class ChromaStore(VectorStore):
     def update_source(self, doc_id: str, source: str) -> None:
         """Gives a renamed document its new name, without embedding anything."""
         names = [str(each.id) for each in self._get(where={"doc_id": doc_id})]
-        for start in range(0, len(names), WRITE_BATCH):
-            part = names[start : start + WRITE_BATCH]
+        for part in batches(names, WRITE_BATCH):
             metadatas = [{"source": source}] * len(part)
-            self._write(
-                lambda collection, part=part, metadatas=metadatas: collection.update(  # type: ignore[misc]
-                    ids=part, metadatas=metadatas
-                )
-            )
+            self._write(lambda collection, part=part, new=metadatas: collection.update(ids=part, metadatas=new))  # type: ignore[misc]
 
     def ids(self) -> list[str]:
         """The ids of all chunks, sorted."""
@@ -339,12 +345,3 @@ class ChromaStore(VectorStore):
     def count(self) -> int:
         """How many chunks there are."""
         return self._read(lambda collection: collection.count())
-
-
-def _storable(metadata: dict[str, Any]) -> dict[str, Any] | None:
-    """Chroma takes no empty values and no empty metadata."""
-    return {key: value for key, value in metadata.items() if value is not None} or None
-
-
-def _document(name: str, text: str | None, metadata: Any) -> Document:
-    return Document(id=name, page_content=text or "", metadata=dict(metadata or {}))

@@ -43,6 +43,7 @@ def made_with(dataset: Dataset, services: Services) -> Row:
         "model": {**model_of(settings), "dtype": _precision(settings)},
         "embedder": services.embedder.identity,
         "k": settings.k,
+        "retrieval": settings.retrieval,
     }
 
 

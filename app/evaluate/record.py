@@ -19,7 +19,7 @@ from app.evaluate.questions import Dataset
 
 Row = dict[str, Any]
 ROWS = {"answers": "answers.jsonl", "retrieval": "retrieval.jsonl"}  # kind of run -> the file of its rows
-VERSIONS = ("paddock", "torch", "chromadb", "tokenizers", "sacrebleu", "rouge-score", "ir-measures", "numpy")
+VERSIONS = ("paddock", "torch", "chromadb", "tantivy", "tokenizers", "sacrebleu", "rouge-score", "ir-measures", "numpy")
 # What the figures do not depend on; everything else is recorded.
 NOT_RECORDED = {"home", "password", "host", "port", "threads", "judge_model", "judge_api_key"}
 

@@ -11,6 +11,7 @@ import numpy as np
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 
+from app.config import Retrieval
 from app.errors import AppError
 from app.evaluate.corpus import Corpus
 from app.evaluate.metrics import holds
@@ -55,7 +56,7 @@ def evaluate(
     questions: Sequence[Gold],
     corpus: Corpus,
     kb: str,
-    mode: str,
+    mode: Retrieval,
     advance: Callable[[int, str], None] = lambda n, what: None,
 ) -> list[dict[str, Any]]:
     """A row for every question: the retriever of a mode is asked whatever has something relevant.
@@ -85,7 +86,7 @@ def evaluate(
 
 
 def _retrievers(
-    names: Iterable[str], corpus: Corpus, kb: str, mode: str
+    names: Iterable[str], corpus: Corpus, kb: str, mode: Retrieval
 ) -> tuple[dict[str, BaseRetriever | None], str | None]:
     """The retriever of each knowledge base, None where it is empty; and the fault of one that does not exist."""
     found: dict[str, BaseRetriever | None] = {}

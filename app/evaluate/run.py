@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from app.config import Retrieval
 from app.errors import AppError, Misuse
 from app.evaluate import answers, corpus, retrieval
 from app.evaluate.beir import read_beir
@@ -88,7 +89,7 @@ def tell_faults(faults: Sequence[str]) -> None:
         click.echo(f"paddock: and {len(faults) - FAULTS_SHOWN} more faults like these", err=True)
 
 
-def run_retrieval(inputs: Inputs, services: Services, modes: Sequence[str], report: Path | None = None) -> Run:
+def run_retrieval(inputs: Inputs, services: Services, modes: Sequence[Retrieval], report: Path | None = None) -> Run:
     """Every mode on the same questions. Raises AppError for inputs or a folder that cannot be used."""
     settings = services.settings
     make_folder(report)

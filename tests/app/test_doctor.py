@@ -17,6 +17,7 @@ import pytest
 from app import doctor
 from app.config import Settings, load_settings
 from app.doctor import Row, diagnose, exit_code, render
+from vectorstore.keyword import META, KeywordIndex, folder_of
 
 
 @pytest.fixture
@@ -36,14 +37,23 @@ def database(path: Path, *statements: str) -> None:
     opened.close()
 
 
+def keywords(settings: Settings) -> Path:
+    """Where the keyword index lies."""
+    return folder_of(settings.index / "keyword", "default")
+
+
 @pytest.fixture
 def indexed(settings: Settings) -> Settings:
-    """The same, with a document and an index of two files and three chunks."""
+    """The same, with a document, and an index of two files and three chunks that are found by their words."""
     (settings.inbox / "a.md").write_text("# A")
     database(
         settings.index / "manifest.sqlite",
-        "CREATE TABLE files (kb TEXT, source TEXT, status TEXT, chunks INTEGER)",
-        "INSERT INTO files VALUES ('default', 'a.md', 'indexed', 3), ('default', 'b.pdf', 'failed', 0)",
+        "CREATE TABLE files (kb TEXT, source TEXT, status TEXT, chunks INTEGER, doc_id TEXT)",
+        "INSERT INTO files VALUES ('default', 'a.md', 'indexed', 3, 'a'), ('default', 'b.pdf', 'failed', 0, '')",
+        "CREATE TABLE keywords (kb TEXT, doc_id TEXT, done INTEGER)",
+        "INSERT INTO keywords VALUES ('default', 'a', 1)",
+        "CREATE TABLE keyword_indexes (kb TEXT, id TEXT)",
+        f"INSERT INTO keyword_indexes VALUES ('default', '{KeywordIndex(keywords(settings), create=True).id}')",
     )
     database(
         settings.index / "chroma" / "chroma.sqlite3",
@@ -65,8 +75,8 @@ def test_a_healthy_installation_has_nothing_to_mend(indexed: Settings) -> None:
     rows = diagnose(indexed)
     assert [each for each in rows if each.status != "ok"] == []
     assert exit_code(rows) == 0
-    names = ["Python", "libraries", "torch", "state folder", "disk", "model", "embedder", "inbox", "index", "port"]
-    assert [each.check for each in rows] == names
+    names = ["Python", "libraries", "torch", "state folder", "disk", "model", "embedder", "inbox", "index"]
+    assert [each.check for each in rows] == [*names, "keyword index", "port"]
     assert "1 failed, 1 indexed; 3 chunks" in render(rows)
 
 
@@ -113,6 +123,28 @@ def test_a_configured_model_elsewhere_is_good(home: Path, gguf_path: Path, embed
     assert (row(settings, "model").status, row(settings, "embedder").status) == ("ok", "ok")
 
 
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["DROP TABLE keywords", "DROP TABLE keyword_indexes"],
+        ["UPDATE keywords SET done = 0"],
+        ["UPDATE keyword_indexes SET id = 'another'"],
+    ],
+)
+def test_documents_that_are_not_found_by_words(indexed: Settings, statements: list[str]) -> None:
+    database(indexed.index / "manifest.sqlite", *statements)
+    found = row(indexed, "keyword index")
+    assert (found.status, found.found) == ("warn", "1 of 1 documents are not in it")
+    assert "run `paddock ingest`" in found.mend
+
+
+def test_a_damaged_keyword_index(indexed: Settings) -> None:
+    (keywords(indexed) / META).write_text("{")
+    found = row(indexed, "keyword index")
+    assert found.status == "fail"
+    assert found.mend == f"remove {keywords(indexed)} and run `paddock ingest`"
+
+
 @pytest.mark.parametrize("name", ["manifest.sqlite", "chroma/chroma.sqlite3"])
 @pytest.mark.parametrize("damage", ["rubbish", "absent", "cut", "empty"])
 def test_a_corrupt_index_fails_and_names_the_file(indexed: Settings, name: str, damage: str) -> None:
@@ -139,7 +171,7 @@ def test_a_damaged_page_that_no_count_touches_is_seen(indexed: Settings) -> None
 def test_the_index_is_read_while_another_writes(indexed: Settings) -> None:
     with sqlite3.connect(indexed.index / "manifest.sqlite") as writer:
         writer.execute("PRAGMA journal_mode=WAL")
-        writer.execute("INSERT INTO files VALUES ('default', 'c.md', 'indexed', 0)")
+        writer.execute("INSERT INTO files VALUES ('default', 'c.md', 'indexed', 0, '')")
         assert row(indexed, "index").status == "ok"
     writer.close()
 

@@ -18,6 +18,7 @@ from ingest.manifest import Manifest
 from ingest.sync import Ingestor
 from tests.ingest.fakes import FakeEmbedder, open_ingestor, store_of
 from tests.ingest.test_sync import LONG, check_consistent, counts
+from vectorstore.keyword import KeywordIndex
 from vectorstore.store import ChromaStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,8 +120,11 @@ class Killed(BaseException):
 STEPS = [
     *((Manifest, name) for name in ("add_garbage", "put_file", "drop_garbage", "delete_file", "add_move", "drop_move")),
     *((ChromaStore, name) for name in ("add_documents", "delete_documents", "update_source")),
+    *((KeywordIndex, name) for name in ("put", "delete", "commit", "_create")),
+    *((Manifest, name) for name in ("put_keyword", "drop_keywords", "put_keyword_index")),
     *((Manifest, "put_kb"), (FakeEmbedder, "embed_documents")),
 ]
+ONCE = {"put_kb", "put_keyword_index", "_create"}  # taken once only, when the index is made
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -138,7 +142,7 @@ def test_end_at_every_step(
     for number in (1, 2, 4):
         home = tmp_path / str(number)
         shutil.copytree(template, home)
-        if name == "put_kb":  # taken once only, when the collection is made
+        if name in ONCE:
             shutil.rmtree(home / "index")
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, dying(getattr(owner, name), number, when))
@@ -150,7 +154,7 @@ def test_end_at_every_step(
                 continue  # the step is not taken so often
         ingestor = open_ingestor(home, FakeEmbedder())
         ingestor.sync("farm")
-        if name == "put_kb":
+        if name in ONCE:
             assert {text for _, text in contents(ingestor).values()} == {text for _, text in expected.values()}
         else:
             assert contents(ingestor) == expected

@@ -115,7 +115,7 @@ def test_migrations_run_once_in_order(tmp_path: Path, monkeypatch: pytest.Monkey
     for _ in range(2):
         assert Manifest(path).files("kb") == {"a.txt": ROW}
     with sqlite3.connect(path) as database:
-        assert database.execute("PRAGMA user_version").fetchone() == (2,)
+        assert database.execute("PRAGMA user_version").fetchone() == (len(module.MIGRATIONS),)
     monkeypatch.undo()
     with pytest.raises(IngestError, match="newer version"):
         Manifest(path)
@@ -134,3 +134,17 @@ def test_a_migration_that_fails_leaves_the_old_schema(tmp_path: Path, monkeypatc
 def test_write_ahead_log(manifest: Manifest) -> None:
     with sqlite3.connect(manifest.path) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_document_that_became_whole_later_is_not_known_at_an_earlier_version(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path / "manifest.sqlite")
+    manifest.put_file(replace(ROW, source="first.txt", doc_id="first"))
+    manifest.put_file(replace(ROW, source="last.txt", doc_id="last"))
+    before = manifest.version()
+    asked = ["first", "last", "last-2", "none"]
+    assert manifest.known_docs("kb", asked, before) == {"first", "last"}
+    manifest.put_file(replace(ROW, source="last.txt", doc_id="last-2"))  # takes the place of the newest row
+    assert manifest.version() > before
+    assert manifest.known_docs("kb", asked, before) == {"first"}
+    assert manifest.known_docs("kb", asked, manifest.version()) == {"first", "last-2"}
+    assert manifest.known_docs("another", asked, manifest.version()) == set()

@@ -21,6 +21,7 @@ from ingest.loaders import LOADERS, Loader
 from ingest.sync import Event, Ingestor, Report
 from tests.ingest.fakes import FakeEmbedder, make_pdf, make_scan, open_ingestor, store_of
 from vectorstore.errors import StoreError
+from vectorstore.keyword import folder_of, read_id
 
 ROOT = Path(__file__).resolve().parents[2]
 Write = Callable[[str, str], Path]
@@ -49,6 +50,22 @@ def check_consistent(ingestor: Ingestor, kb: str) -> None:
     assert found == expected
     assert ingestor.manifest.garbage(kb) == []
     assert ingestor.manifest.moves(kb) == []
+    assert keyworded(ingestor, kb) == expected.keys()
+    assert ingestor.manifest.keywords(kb) == dict.fromkeys((row.doc_id for row in rows if row.doc_id), True)
+
+
+def keyworded(ingestor: Ingestor, kb: str) -> set[str]:
+    """Ids of all chunks in the keyword index."""
+    import tantivy
+
+    folder = folder_of(ingestor.keyword, kb)
+    if read_id(folder) is None:
+        return set()
+    searcher = tantivy.Index.open(str(folder)).searcher()
+    hits = searcher.search(tantivy.Query.all_query(), 100_000).hits
+    found = [searcher.doc(address).get_first("chunk_id") for _, address in hits]
+    assert len(found) == len(set(found)), "a chunk is there twice"
+    return set(found)
 
 
 class TestFollowing:

@@ -16,7 +16,6 @@ from tests.vectorstore.fakes import DIMENSIONS, WordEmbeddings
 from vectorstore.check import is_sound
 from vectorstore.errors import StoreError
 from vectorstore.marker import read_marker
-from vectorstore.retriever import DenseRetriever
 from vectorstore.store import ChromaStore, drop_kb, list_kbs, open_client
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -310,20 +309,8 @@ def test_space_is_cosine(store: ChromaStore, folder: Path) -> None:
         assert "cosine" in str(database.execute("SELECT * FROM collections").fetchall())
 
 
-class TestRetriever:
-    def test_scores_pages_and_order(self, store: ChromaStore) -> None:
-        store.add_texts(["red green", "red", "blue"], [{"page": 2}, {"source": "s"}, {"page": 1}], ids=["a", "b", "c"])
-        found = DenseRetriever(store=store, k=3, min_score=0.1).invoke("red")
-        assert [each.id for each in found] == ["b", "a"]
-        assert [each.metadata["page"] for each in found] == [None, 2]
-        assert [each.metadata["score"] for each in found] == pytest.approx([1.0, 2**-0.5], abs=1e-5)
-        assert all(isinstance(each.metadata["score"], float) for each in found)
-        assert found[0].metadata["source"] == "s"
-
-    def test_k_limits(self, store: ChromaStore) -> None:
-        store.add_texts(["red one", "red two", "red three"])
-        assert len(DenseRetriever(store=store, k=2, min_score=-1.0).invoke("red")) == 2
-
-    def test_nothing_near_enough(self, store: ChromaStore) -> None:
-        store.add_texts(["blue"])
-        assert DenseRetriever(store=store, k=4, min_score=0.2).invoke("red") == []
+def test_similarities(store: ChromaStore) -> None:
+    store.add_texts(["red", "red green", "blue"], ids=["a", "b", "c"])
+    found = store.similarities([2 * value for value in store.embed("red")], ["b", "a", "x"])
+    assert found == pytest.approx({"a": 1.0, "b": 2**-0.5}, abs=1e-5)
+    assert store.similarities(store.embed("red"), []) == {}

@@ -73,12 +73,13 @@ def paddock(home: Path, *words: str | Path, code: int = 0, **settings: object) -
 def test_retrieval(home: Path, squad: Path, tmp_path: Path) -> None:
     done = paddock(home, "eval", "retrieval", "--squad", squad, "--json", "--report", tmp_path)
     results = json.loads(done.stdout)
-    figures = results["figures"]["dense"]
+    assert list(results["figures"]) == ["dense", "keyword", "hybrid"]
+    figures = results["figures"]["hybrid"]
     assert figures["document recall@5"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 4}
     assert {"paragraph mrr@10", "answer in context@4"} <= set(figures)
     assert results["dataset"]["documents"] == 2
     assert json.loads((tmp_path / "results.json").read_text()) == results
-    assert len((tmp_path / "retrieval.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "retrieval.jsonl").read_text().splitlines()) == 3 * 4
     again = paddock(home, "eval", "retrieval", "--squad", squad)
     assert "document recall@5" in again.stdout
     assert len(list((home / "cache" / "eval").iterdir())) == 1, "the same content is built once"
@@ -206,7 +207,7 @@ def test_batch_scores(home: Path, tmp_path: Path) -> None:
         (["answers", "data/eval/sample.jsonl", "--limit", "1", "--kb", "bare"], 1, "holds no documents"),
         (["retrieval", "absent.jsonl"], 1, "no file"),
         (["retrieval", "--beir", "absent"], 1, "no folder"),
-        (["retrieval", "a.jsonl", "--mode", "psychic"], 2, "there are: dense"),
+        (["retrieval", "a.jsonl", "--mode", "psychic"], 2, "there are: dense, keyword, hybrid"),
         (["answers", "a.jsonl", "--resume"], 2, "--report"),
         (["compare", "absent", "absent"], 1, "results.json"),
         (["perplexity"], 2, "FILES"),
