@@ -7,12 +7,14 @@ piece of the prompts that wait. Continuous batching: Yu et al. 2022 (Orca), sect
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
 import itertools
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,7 @@ ROWS = 16  # requests that run at once
 PIECE = 1024  # tokens of a prompt that are read at a time: a request can be cancelled in between
 PIECE_BESIDE_OTHERS = 512  # the same while other requests wait for their next token
 DRAFTED = 32  # tokens of all requests in one step, up to which drafts are worth their price
+STOP_S = 10.0  # the longest that the end of the process waits for a round
 IDLE_S = 2.0  # the thread ends when nothing came for so long; the next request starts another
 
 
@@ -105,6 +108,16 @@ class Request:
             self.done.put(self)
 
 
+_schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """A thread that the end of the process meets inside PyTorch would take it down with an abort."""
+    for scheduler in list(_schedulers):
+        scheduler.stop()
+
+
 class Scheduler:
     """Runs requests side by side. All methods may be called from any thread."""
 
@@ -118,7 +131,8 @@ class Scheduler:
         self._writing: list[Request] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._forget = False
+        self._forget = self._stopped = False
+        _schedulers.add(self)
 
     @property
     def running(self) -> int:
@@ -146,6 +160,14 @@ class Scheduler:
                 self._thread.start()
             self._changed.notify()
 
+    def stop(self) -> None:
+        """Ends the thread behind its present round, for the end of the process; what runs is left as it is."""
+        with self._changed:
+            self._stopped, thread = True, self._thread
+            self._changed.notify()
+        if thread is not None:
+            thread.join(STOP_S)
+
     def forget(self) -> None:
         """Drops the kept prefixes, once the present round is over; later requests compute theirs anew."""
         with self._changed:
@@ -154,8 +176,8 @@ class Scheduler:
     def _work(self) -> None:
         while True:
             with self._changed:
-                busy = self._changed.wait_for(lambda: self._waiting or self.running, IDLE_S)
-                if not busy:
+                busy = self._changed.wait_for(lambda: self._stopped or self._waiting or self.running, IDLE_S)
+                if not busy or self._stopped:
                     self._thread = None
                     return
                 if self._forget:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import random
+import subprocess
+import sys
 import threading
 import time
 
@@ -315,3 +317,20 @@ def test_prefixes_can_be_forgotten(engine: Engine) -> None:
         request = engine.generate(prompt, SamplingParams(max_tokens=2))
         list(request)
         assert request.usage.cached_tokens == known
+
+
+ENDING = """
+import sys
+from llama.engine import load_engine
+from llama.sampling import SamplingParams
+from pathlib import Path
+engine = load_engine(Path(sys.argv[1]), "cpu", dtype="float32")
+answer = iter(engine.generate(engine.tokenizer.encode("Once upon a time"), SamplingParams(max_tokens=400)))
+print(next(answer))
+"""
+
+
+def test_a_process_ends_in_peace_while_an_answer_runs(gguf_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING, str(gguf_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
