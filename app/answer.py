@@ -158,7 +158,7 @@ class Answerer:
                         yield index, found.refused()
                     else:
                         ready.append((index, found, self._prompt(found)))
-                except ANSWER_ERRORS as error:
+                except Exception as error:  # foreseen or not, it is this question's alone
                     yield index, error
             if not ready:
                 continue

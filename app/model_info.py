@@ -223,7 +223,9 @@ def _shapes(opened: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 def _needs(opened: Checkpoint) -> dict[str, Any]:
     """Memory for the weights in each precision, and for a token's keys and values in those that a cache has."""
+    from llama.fused import CACHED
     from llama.quantize import BITS, can_pack
+    from llama.vectors import CHUNK
 
     config, shapes = opened.config, _shapes(opened)
     memory: dict[str, int | None] = {
@@ -232,7 +234,9 @@ def _needs(opened: Checkpoint) -> dict[str, Any]:
     for kind in BITS:
         memory[kind] = sum(_packed(*each, kind) for each in shapes.items()) if can_pack(config) else None
     per_token = 2 * config.n_layers * config.n_kv_heads * config.head_dim
-    return {"memory": memory, "kv_per_token": {name: per_token * size for name, size in DTYPES.items()}}
+    own = CACHED.itemsize if config.head_dim % CHUNK == 0 else DTYPES["float32"]
+    sizes = {**DTYPES, **(dict.fromkeys(BITS, own) if can_pack(config) else {})}
+    return {"memory": memory, "kv_per_token": {name: per_token * size for name, size in sizes.items()}}
 
 
 def _packed(name: str, shape: tuple[int, ...], kind: str) -> int:

@@ -54,7 +54,8 @@ class KVCache:
         """Writes the new keys and values of one layer behind each row's end and returns all up to the longest row.
 
         k, v: [batch, kv_heads, new tokens, head_dim], of which row b's first `new[b]` count.
-        Returns two views [batch, kv_heads, longest, head_dim]. Lengths change only by `advance`, after all layers.
+        Returns two [batch, kv_heads, longest, head_dim] in the dtype of k and v. Lengths change only by `advance`,
+        after all layers.
         """
         size = k.shape[2]
         start = self.lengths[0]
@@ -66,7 +67,7 @@ class KVCache:
                 self.k[layer, row, :, length : length + n] = k[row, :, :n]
                 self.v[layer, row, :, length : length + n] = v[row, :, :n]
         end = max(length + n for length, n in zip(self.lengths, new, strict=True))
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+        return self.k[layer, :, :, :end].to(k.dtype), self.v[layer, :, :, :end].to(v.dtype)
 
     def advance(self, new: Sequence[int]) -> None:
         """Counts the tokens that the last forward wrote."""

@@ -16,7 +16,7 @@ from llama.cache import KVCache, PackedCache
 from llama.chat import ChatTemplate, Message
 from llama.checkpoint import Checkpoint, load_transformer, open_checkpoint
 from llama.errors import LlamaError
-from llama.fused import FusedStep, supports
+from llama.fused import CACHED, FusedStep, supports
 from llama.model import Transformer
 from llama.quantize import QuantizedEmbedding, can_pack, quantization_of
 from llama.sampling import SamplingParams
@@ -49,9 +49,9 @@ class Engine:
         self.dtype, self.device = weight.dtype, weight.device
         self._turn = threading.Lock()
         embedding = model.embed_tokens
-        self._fused = None
+        self._fused, self.cache_dtype = None, self.dtype
         if supports(model) and isinstance(embedding, QuantizedEmbedding):
-            self._fused = FusedStep(model, embedding.team)
+            self._fused, self.cache_dtype = FusedStep(model, embedding.team), CACHED
         self.scheduler = Scheduler(self, kv_memory)
 
     @property
@@ -145,11 +145,11 @@ class Engine:
     def cache_bytes_per_token(self) -> int:
         """Memory of one token's keys and values in all layers."""
         config = self.model.config
-        return 2 * config.n_layers * config.n_kv_heads * config.head_dim * self.dtype.itemsize
+        return 2 * config.n_layers * config.n_kv_heads * config.head_dim * self.cache_dtype.itemsize
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """An empty cache for `rows` sequences of at most `capacity` tokens."""
-        return KVCache(self.model.config, rows, capacity, self.dtype, self.device)
+        return KVCache(self.model.config, rows, capacity, self.cache_dtype, self.device)
 
     @torch.inference_mode()
     def forward(
@@ -169,12 +169,6 @@ class Engine:
             wanted = None if every else ends.to(self.device)
             logits = self.model(row[None], PackedCache(caches, sizes), at=wanted)[0]
         return list(torch.split(logits, sizes if every else [1] * len(sizes)))
-
-    @torch.inference_mode()
-    def logits(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """Logits [B, S, V] behind each of the tokens [B, S]; one turn at the model."""
-        with self._turn:
-            return self.model(tokens, cache)  # type: ignore[no-any-return]
 
     def next_logits(self, prompt: Sequence[int]) -> torch.Tensor:
         """Logits [V] of the token behind a prompt. Raises LlamaError when it does not fit."""

@@ -13,7 +13,7 @@ from llama import step
 from llama.cache import KVCache
 from llama.errors import LlamaError
 from llama.model import RMSNorm, Transformer
-from llama.products import BITS, BLOCKS, PART, ROWS, shares
+from llama.products import BITS, BLOCKS, PART, shares
 from llama.quantize import QuantizedEmbedding, QuantizedLinear, activations
 from llama.team import Team
 from llama.vectors import CHUNK, LANES
@@ -22,6 +22,7 @@ LINEAR = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
+CACHED = torch.float16  # dtype of keys and values
 FEW = 64  # tokens times key/value heads, up to which attention is cut by positions, too, to keep all threads busy
 
 
@@ -57,7 +58,7 @@ class FusedStep:
     def __call__(self, tokens: Sequence[Sequence[int]], caches: Sequence[KVCache], every: bool = False) -> list[Tensor]:
         """Each request's logits, fp32: [1, V] behind its last token, or with `every` [tokens, V] behind each.
 
-        tokens: each request's new ones; caches: of one row each, in fp32, advanced by the call.
+        tokens: each request's new ones; caches: of one row each, in CACHED, advanced by the call.
         Raises LlamaError when tokens do not fit a cache or the model's context.
         """
         model, sizes = self._model, [len(new) for new in tokens]
@@ -65,7 +66,7 @@ class FusedStep:
         positions: list[int] = []
         for new, cache in zip(tokens, caches, strict=True):
             cache.require([len(new)])
-            place = [cache.k.data_ptr(), cache.v.data_ptr(), cache.k.stride(0) * 4, cache.capacity]
+            place = [cache.k.data_ptr(), cache.v.data_ptr(), cache.k.stride(0) * step.HALF, cache.capacity]
             places += [place] * len(new)
             positions += range(cache.lengths[0], cache.lengths[0] + len(new))
         model.within_context(max(positions) + 1)
@@ -111,8 +112,9 @@ class FusedStep:
             _empty(team.size, config.dim),
             _empty(team.size, 2, min(count, PART), self._share(count)),
             _empty(count, (heads + 2 * groups) * width),
-            _empty(*((1, count) if few else (team.size, ROWS)), heads, splits, width + 2),
-            _empty(team.size, ROWS * heads // groups, step.SPLIT + 16),
+            _empty(*((1, count, heads) if few else (team.size, step.QUERIES, heads // groups)), splits, width + 2),
+            _empty(team.size, step.TILE, width),
+            _empty(team.size, step.QUERIES * heads // groups, step.SPLIT + 16),
             _empty(count, heads * width),
             out,
         )
@@ -127,5 +129,6 @@ def _fields(module: torch.nn.Module) -> list[int]:
     return module.packed.fields
 
 
-def _empty(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.empty(shape, np.float32)
+def _empty(*shape: int) -> Any:
+    """An array of floats at an address that vectors are loaded from in one piece; NumPy's own need not be."""
+    return torch.empty(shape).numpy()

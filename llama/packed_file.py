@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import shutil
 import uuid
@@ -22,6 +23,7 @@ from llama.team import Team
 from llama.vectors import GROUP, LANES
 
 LINE = 64  # bytes
+SUFFIX, DIGEST = ".safetensors", 16
 FORMAT = "2"  # of what lies in the file; a change of the packing or of the rounding counts it up
 
 
@@ -32,8 +34,8 @@ def place_of(folder: Path, checkpoint: Path, kind: str) -> Path:
     """
     files = sorted(each for each in checkpoint.rglob("*") if each.is_file()) if checkpoint.is_dir() else [checkpoint]
     known = [(str(each.resolve()), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
-    digest = hashlib.sha256(repr((FORMAT, kind, known)).encode()).hexdigest()[:16]
-    return folder / f"{checkpoint.name.removesuffix('.gguf')}-{kind}-{digest}.safetensors"
+    digest = hashlib.sha256(repr((FORMAT, kind, known)).encode()).hexdigest()[:DIGEST]
+    return folder / f"{checkpoint.name.removesuffix('.gguf')}-{kind}-{digest}{SUFFIX}"
 
 
 def pack_checkpoint(checkpoint: Checkpoint, kind: str) -> dict[str, Tensor]:
@@ -62,6 +64,9 @@ def save(state: Mapping[str, Tensor], path: Path) -> None:
         save_file(dict(state), first)
         _align(first, half)
         half.replace(path)
+        for other in path.parent.glob(f"{glob.escape(path.name[: -DIGEST - len(SUFFIX)])}{'?' * DIGEST}{SUFFIX}"):
+            if other != path:  # of a file that has changed, or of an older version
+                other.unlink(missing_ok=True)
     except (OSError, SafetensorError):
         with contextlib.suppress(OSError):
             half.unlink(missing_ok=True)

@@ -34,26 +34,34 @@ reducing: Any = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath
 
 
 @compiled
-def claim(counters, phase):
-    """The number of the next task of a phase; tasks that do not exist are claimed too, in the end."""
-    return v.arrive(counters.ctypes.data + phase * COUNTERS * 8)
+def shared(counters, phase, tasks):
+    """Gives the numbers of a member's tasks in a phase one by one, and ends when all members' tasks are done.
 
-
-@compiled
-def go_on(counters, phase):
-    """Counts a task as done and claims the next one."""
-    v.arrive(counters.ctypes.data + (phase * COUNTERS + COUNTERS // 2) * 8)
-    return claim(counters, phase)
-
-
-@compiled
-def wait(counters, phase, tasks):
-    """Returns when all tasks of a phase are done."""
-    done, looks = counters.ctypes.data + (phase * COUNTERS + COUNTERS // 2) * 8, 0
+    Asking for the next one says that the last one is done. Tasks that do not exist are claimed too, in the end.
+    """
+    claimed = counters.ctypes.data + phase * COUNTERS * 8
+    done, looks = claimed + COUNTERS // 2 * 8, 0
+    task = v.arrive(claimed)
+    while task < tasks:
+        yield task
+        v.arrive(done)
+        task = v.arrive(claimed)
     while v.look(done) < tasks:
         looks += 1
         if looks > PATIENCE:
             v.give_way()
+
+
+@compiled
+def by_rows(rows):
+    """Tasks of ROWS rows each."""
+    return (rows + ROWS - 1) // ROWS
+
+
+@compiled
+def rows_of(task, rows):
+    """The rows of such a task."""
+    return range(task * ROWS, min((task + 1) * ROWS, rows))
 
 
 @compiled
@@ -130,24 +138,16 @@ def times(matrix, part, acts, out, ldo):
 def product(counters, phase, matrix, acts, out):
     """out [N, blocks * LANES] = activations times a matrix. One phase."""
     rows, width = out.shape
-    tasks = tasks_of(matrix, rows)
-    task = claim(counters, phase)
-    while task < tasks:
+    for task in shared(counters, phase, tasks_of(matrix, rows)):
         part = part_of(matrix, task, rows)
         times(matrix, part, acts, out.ctypes.data + (part[2] * width + part[0] * LANES) * 4, width)
-        task = go_on(counters, phase)
-    wait(counters, phase, tasks)
 
 
 @compiled
 def linear(member, counters, matrix, x, numbers, scales, sums, out):
     """out [N, blocks * LANES] = x [N, K] times a packed matrix; the other arrays are scratch. Two phases."""
     acts, rows = (numbers, scales, sums), len(x)
-    tasks = (rows + ROWS - 1) // ROWS
-    task = claim(counters, 0)
-    while task < tasks:
-        for n in range(task * ROWS, min((task + 1) * ROWS, rows)):
+    for task in shared(counters, 0, by_rows(rows)):
+        for n in rows_of(task, rows):
             round_row(matrix, x[n], 0, acts, n)
-        task = go_on(counters, 0)
-    wait(counters, 0, tasks)
     product(counters, 1, matrix, acts, out)

@@ -6,14 +6,13 @@ Eager PyTorch takes longer to start the thousand small operations of a decode st
 one call: a team of threads walks through its phases together. Work is cut by outputs, heads, positions and rows, and no
 row's sums depend on the cut, so a token's result is the same bit for bit whatever is computed beside it, be it read as
 part of a prompt or generated. Shape letters as in `llama.model`; N tokens of any requests, each with its own cache and
-position. Activations are fp32, and rounded for products (`llama.integers`).
+position. Activations are fp32, and rounded for products (`llama.integers`); caches are fp16.
 """
 
 from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
 from llama import integers
@@ -24,23 +23,24 @@ from llama.products import (
     GROUP,
     GROUPS,
     LANES,
-    ROWS,
     SCALE,
     WEIGHT,
-    claim,
+    by_rows,
     compiled,
-    go_on,
     part_of,
     product,
     reducing,
     round_row,
+    rows_of,
+    shared,
     tasks_of,
     times,
-    wait,
 )
 
 SPLIT = 256  # positions that attention takes at a time
 TILE = 64  # positions whose keys, or values, fit the nearest cache
+QUERIES = 8  # tokens that share a tile, of many
+HALF, FLOAT = 2, 4  # bytes of a number in the caches (fp16), and elsewhere
 PHASES = 9  # of a layer; the embedding has one more, the output matrix two
 QKV, ATTN_OUT, GATE, UP, DOWN = 3, 3, 4, 5, 6  # how many matrices come first, and the places of those behind them
 
@@ -67,46 +67,60 @@ def turn(x, cos, sin):
 
 
 @compiled
-def attend(from_, to, group, split, shape, cache, layer, positions, qkv, scores, parts):
+def weigh(queries, weights, ldw, count, rows, size, out, ldo):
+    """`add_weighted` for any number of queries, as many at a time as there are registers for."""
+    while queries > 0:
+        taken = min(queries, 4)
+        if taken == 4:
+            v.add_weighted(4, weights, ldw, count, rows, size, out, ldo)
+        elif taken == 3:
+            v.add_weighted(3, weights, ldw, count, rows, size, out, ldo)
+        elif taken == 2:
+            v.add_weighted(2, weights, ldw, count, rows, size, out, ldo)
+        else:
+            v.add_weighted(1, weights, ldw, count, rows, size, out, ldo)
+        weights += taken * ldw * FLOAT
+        out += taken * ldo * FLOAT
+        queries -= taken
+
+
+@compiled
+def attend(from_, to, group, split, shape, cache, layer, positions, qkv, window, scores, parts):
     """Tokens of one request and the queries of one key/value head over a split's positions.
 
-    Keys and values are taken by tiles that stay in the nearest cache while all queries use them. scores [tokens * R,
-    SPLIT + 16] is scratch; parts[token, head, split] = [largest score, sum of weights, weighted sum of values].
+    Keys and values are taken by tiles that stay in the nearest cache, as floats, while all queries use them. Scratch:
+    window [TILE, E]; scores [tokens * R, SPLIT + 16]. parts[token, query, split] = [largest score, sum of weights,
+    weighted sum of values].
     """
     heads, kv_heads, size = shape
     share, first = heads // kv_heads, split * SPLIT
-    shift = layer * cache[2] + (group * cache[3] + first) * size * 4
+    shift = layer * cache[2] + (group * cache[3] + first) * size * HALF
+    floats = window.ctypes.data
     longest = min(positions[to - 1] + 1 - first, SPLIT)
     for tile in range(0, longest, TILE):
-        keys = cache[0] + shift + tile * size * 4
+        v.widen(cache[0] + shift + tile * size * HALF, min(longest - tile, TILE) * size, floats)
         for n in range(from_, to):
             count = min(positions[n] + 1 - first - tile, TILE)
             for h in range(share):
-                q = qkv.ctypes.data + (n * qkv.shape[1] + (group * share + h) * size) * 4
-                to_ = scores.ctypes.data + (((n - from_) * share + h) * scores.shape[1] + tile) * 4
-                t = 0
-                while t + 16 <= count:
-                    v.dots(q, keys + t * size * 4, size, to_ + t * 4)
-                    t += 16
-                while t < count:
-                    v.dot(q, keys + t * size * 4, size, to_ + t * 4)
-                    t += 1
+                q = qkv.ctypes.data + (n * qkv.shape[1] + (group * share + h) * size) * FLOAT
+                to_ = scores.ctypes.data + (((n - from_) * share + h) * scores.shape[1] + tile) * FLOAT
+                for t in range(0, count, 16):  # what comes of places behind the last one is not looked at
+                    v.dots(q, floats + t * size * FLOAT, size, to_ + t * FLOAT)
     for n in range(from_, to):
         length = min(positions[n] + 1 - first, SPLIT)
         if length > 0:
             for h in range(share):
-                part = parts[n - from_, group * share + h, split]
+                part = parts[n - from_, h, split]
                 v.softmax(scores[(n - from_) * share + h].ctypes.data, length, size, part.ctypes.data)
                 part[2:] = np.float32(0)
     for tile in range(0, longest, TILE):
-        values = cache[1] + shift + tile * size * 4
+        v.widen(cache[1] + shift + tile * size * HALF, min(longest - tile, TILE) * size, floats)
         for n in range(from_, to):
             count = min(positions[n] + 1 - first - tile, TILE)
             if count > 0:
-                for h in range(share):
-                    weights = scores.ctypes.data + (((n - from_) * share + h) * scores.shape[1] + tile) * 4
-                    out = parts[n - from_, group * share + h, split].ctypes.data + 8
-                    v.add_weighted(weights, count, values, size, out)
+                weights = scores.ctypes.data + ((n - from_) * share * scores.shape[1] + tile) * FLOAT
+                out = parts[n - from_, 0, split].ctypes.data + 2 * FLOAT
+                weigh(share, weights, scores.shape[1], count, floats, size, out, parts.strides[1] // FLOAT)
 
 
 @compiled
@@ -137,67 +151,54 @@ def place(qkv, position, cos, sin, cache, layer, heads, kv_heads, size):
         if h >= heads:
             keys = h < heads + kv_heads
             group = h - heads if keys else h - heads - kv_heads
-            to = cache[0 if keys else 1] + layer * cache[2] + (group * cache[3] + position) * size * 4
-            stored = numba.carray(v.pointer(to), size)
-            for e in range(size):
-                stored[e] = vector[e]
+            to = cache[0 if keys else 1] + layer * cache[2] + (group * cache[3] + position) * size * HALF
+            v.narrow(vector.ctypes.data, size, to)
 
 
 @compiled
-def attention_of_few(counters, phase, layer, caches, positions, starts, shape, qkv, scores, parts):
+def attention_of_few(counters, phase, layer, caches, positions, starts, shape, qkv, window, scores, parts):
     """One task for each token, key/value head and split; `join` is left to the next phase. starts [N + 1]: splits."""
     kv_heads, tokens = shape[1], len(positions)
-    tasks = starts[tokens] * kv_heads
     n = 0
-    task = claim(counters, phase)
-    while task < tasks:
+    for task in shared(counters, phase, starts[tokens] * kv_heads):
         while starts[n + 1] * kv_heads <= task:
             n += 1
         within = task - starts[n] * kv_heads
-        attend(n, n + 1, within % kv_heads, within // kv_heads, shape, caches[n], layer, positions, qkv, scores,
-               parts[n:])  # fmt: skip
-        task = go_on(counters, phase)
-    wait(counters, phase, tasks)
+        attend(n, n + 1, within % kv_heads, within // kv_heads, shape, caches[n], layer, positions, qkv, window,
+               scores, parts[n:, within % kv_heads * (shape[0] // kv_heads) :])  # fmt: skip
 
 
 @compiled
-def attention_of_many(counters, phase, layer, caches, positions, shape, qkv, scores, parts, attended):
-    """One task for each key/value head and some tokens, all their splits. parts [ROWS, H, splits, E + 2] is scratch."""
+def attention_of_many(counters, phase, layer, caches, positions, shape, qkv, window, scores, parts, attended):
+    """One task for each key/value head and QUERIES tokens, all their splits. parts is a member's scratch."""
     heads, kv_heads, size = shape
     tokens, share = len(positions), heads // kv_heads
-    chunks = (tokens + ROWS - 1) // ROWS
-    tasks = chunks * kv_heads
-    task = claim(counters, phase)
-    while task < tasks:
-        group, start = task // chunks, task % chunks * ROWS
-        stop = min(start + ROWS, tokens)
+    chunks = (tokens + QUERIES - 1) // QUERIES
+    for task in shared(counters, phase, chunks * kv_heads):
+        group, start = task // chunks, task % chunks * QUERIES
+        stop = min(start + QUERIES, tokens)
         while start < stop:
             end = start + 1  # behind the last token of the same request
             while end < stop and caches[end, 0] == caches[start, 0]:
                 end += 1
             for split in range(positions[end - 1] // SPLIT + 1):
-                attend(start, end, group, split, shape, caches[start], layer, positions, qkv, scores, parts)
+                attend(start, end, group, split, shape, caches[start], layer, positions, qkv, window, scores, parts)
             for n in range(start, end):
-                for h in range(group * share, (group + 1) * share):
-                    join(parts[n - start, h], positions[n] // SPLIT + 1, attended[n, h * size : (h + 1) * size])
+                for h in range(share):
+                    at = (group * share + h) * size
+                    join(parts[n - start, h], positions[n] // SPLIT + 1, attended[n, at : at + size])
             start = end
-        task = go_on(counters, phase)
-    wait(counters, phase, tasks)
 
 
 @compiled
 def embedded(counters, phase, table, tokens, x):
     """x = the tokens' rows of a table of 8 bits."""
     groups = table[GROUPS]
-    tasks = (len(x) + ROWS - 1) // ROWS
-    task = claim(counters, phase)
-    while task < tasks:
-        for n in range(task * ROWS, min((task + 1) * ROWS, len(x))):
+    for task in shared(counters, phase, by_rows(len(x))):
+        for n in rows_of(task, len(x)):
             block, lane = tokens[n] // LANES, tokens[n] % LANES
             integers.row_of(table[WEIGHT] + block * groups * GROUP * LANES + lane * 4,
                      table[SCALE] + (block * groups * LANES + lane) * 2, groups, x[n].ctypes.data)  # fmt: skip
-        task = go_on(counters, phase)
-    wait(counters, phase, tasks)
 
 
 @compiled
@@ -209,25 +210,20 @@ def matrix_of(matrices, kind):
 def normed(counters, phase, matrix, x, chosen, weight, eps, own, acts):
     """acts = the chosen rows of x, normed and rounded for products with a matrix. own [D] is scratch."""
     rows = len(chosen)
-    tasks = (rows + ROWS - 1) // ROWS
-    task = claim(counters, phase)
-    while task < tasks:
-        for n in range(task * ROWS, min((task + 1) * ROWS, rows)):
+    for task in shared(counters, phase, by_rows(rows)):
+        for n in rows_of(task, rows):
             norm(x[chosen[n]], weight, eps, own)
             round_row(matrix, own, 0, acts, n)
-        task = go_on(counters, phase)
-    wait(counters, phase, tasks)
 
 
 @compiled
 def projections(counters, phase, matrices, acts, qkv):
     """Queries, keys and values of all tokens: three matrices in one phase, their tasks numbered through."""
     rows, width = qkv.shape
-    total = 0
-    for kind in range(QKV):
+    total = tasks_of(matrix_of(matrices, 0), rows)
+    for kind in range(1, QKV):
         total += tasks_of(matrix_of(matrices, kind), rows)
-    task = claim(counters, phase)
-    while task < total:
+    for task in shared(counters, phase, total):
         kind, at, within = 0, 0, task
         while within >= tasks_of(matrix_of(matrices, kind), rows):
             within -= tasks_of(matrix_of(matrices, kind), rows)
@@ -236,8 +232,6 @@ def projections(counters, phase, matrices, acts, qkv):
         matrix = matrix_of(matrices, kind)
         part = part_of(matrix, within, rows)
         times(matrix, part, acts, qkv.ctypes.data + (part[2] * width + at + part[0] * LANES) * 4, width)
-        task = go_on(counters, phase)
-    wait(counters, phase, total)
 
 
 @compiled
@@ -245,13 +239,9 @@ def placed(counters, phase, layer, caches, positions, cos, sin, shape, qkv):
     """`place` for all tokens."""
     heads, kv_heads, size = shape
     tokens = len(positions)
-    tasks = (tokens + ROWS - 1) // ROWS
-    task = claim(counters, phase)
-    while task < tasks:
-        for n in range(task * ROWS, min((task + 1) * ROWS, tokens)):
+    for task in shared(counters, phase, by_rows(tokens)):
+        for n in rows_of(task, tokens):
             place(qkv[n], positions[n], cos, sin, caches[n], layer, heads, kv_heads, size)
-        task = go_on(counters, phase)
-    wait(counters, phase, tasks)
 
 
 @compiled
@@ -259,33 +249,25 @@ def gathered(counters, phase, matrix, positions, shape, parts, few, attended, ac
     """acts = what attention gave, rounded; for few tokens its splits are joined before."""
     heads, _, size = shape
     tokens = len(positions)
-    tasks = (tokens + ROWS - 1) // ROWS
-    task = claim(counters, phase)
-    while task < tasks:
-        for n in range(task * ROWS, min((task + 1) * ROWS, tokens)):
+    for task in shared(counters, phase, by_rows(tokens)):
+        for n in rows_of(task, tokens):
             if few:
                 for h in range(heads):
                     join(parts[n, h], positions[n] // SPLIT + 1, attended[n, h * size : (h + 1) * size])
             round_row(matrix, attended[n], 0, acts, n)
-        task = go_on(counters, phase)
-    wait(counters, phase, tasks)
 
 
 @compiled
 def added(counters, phase, matrix, acts, tile, x):
     """x [N, D] += activations times a matrix. tile: scratch for a task's outputs."""
     rows, width = len(x), tile.shape[2]
-    tasks = tasks_of(matrix, rows)
-    task = claim(counters, phase)
-    while task < tasks:
+    for task in shared(counters, phase, tasks_of(matrix, rows)):
         part = part_of(matrix, task, rows)
         first, last, start, stop = part
         times(matrix, part, acts, tile.ctypes.data, width)
         for n in range(start, stop):
             for i in range((last - first) * LANES):
                 x[n, first * LANES + i] += tile[0, n - start, i]
-        task = go_on(counters, phase)
-    wait(counters, phase, tasks)
 
 
 @compiled
@@ -293,9 +275,7 @@ def gates(counters, phase, matrices, acts, tile, rounded):
     """rounded = silu(gate(x)) * up(x) (Shazeer 2020, eq. 6), for the product with the matrix behind them."""
     gate, up, down = matrix_of(matrices, GATE), matrix_of(matrices, UP), matrix_of(matrices, DOWN)
     rows, width = len(rounded[0]), tile.shape[2]
-    tasks = tasks_of(gate, rows)
-    task = claim(counters, phase)
-    while task < tasks:
+    for task in shared(counters, phase, tasks_of(gate, rows)):
         part = part_of(gate, task, rows)
         first, last, start, stop = part
         times(gate, part, acts, tile[0].ctypes.data, width)
@@ -305,13 +285,11 @@ def gates(counters, phase, matrices, acts, tile, rounded):
         for n in range(start, stop):
             v.silu_times(tile[0, n - start].ctypes.data, tile[1, n - start].ctypes.data, count)
             round_row(down, tile[0, n - start, :count], first, rounded, n)
-        task = go_on(counters, phase)
-    wait(counters, phase, tasks)
 
 
 @compiled
 def step(member, counters, embedding, table, head, norms, eps, tokens, x, caches, positions, starts, few, cos, sin,
-         shape, wanted, acts, rounded, last_acts, own, tile, qkv, parts, scores, attended, out):  # fmt: skip
+         shape, wanted, acts, rounded, last_acts, own, tile, qkv, parts, window, scores, attended, out):  # fmt: skip
     """All layers for N tokens and the output matrix for M of them, in PHASES * layers + 3 phases.
 
     embedding, head: int64 [FIELDS]; table: int64 [layers, 7 * FIELDS]; norms [2 * layers + 1, D]; tokens: int64 [N];
@@ -319,8 +297,8 @@ def step(member, counters, embedding, table, head, norms, eps, tokens, x, caches
     capacity; positions: int64 [N]; starts: int64 [N + 1], splits of all tokens before; few: whether attention is cut by
     splits; shape: H, G, E; wanted: int64 [M], rows of x. acts, rounded, last_acts: rounded activations of N, N, M rows.
     Scratch: own [team, D]; tile [team, 2, PART, widest share]; qkv [N, (H + 2G) E]; parts [1, N, H, splits, E + 2] for
-    few tokens, else [team, ROWS, H, splits, E + 2]; scores [team, ROWS * R, SPLIT + 16]; attended [N, H E]. out [M, V],
-    the logits.
+    few tokens, else [team, QUERIES, R, splits, E + 2]; window [team, TILE, E]; scores [team, QUERIES * R, SPLIT + 16];
+    attended [N, H E]. out [M, V], the logits.
     """
     everyone = np.arange(len(x))
     mine, room = own[member], tile[member]
@@ -331,12 +309,11 @@ def step(member, counters, embedding, table, head, norms, eps, tokens, x, caches
         projections(counters, phase + 1, matrices, acts, qkv)
         placed(counters, phase + 2, layer, caches, positions, cos, sin, shape, qkv)
         if few:
-            attention_of_few(
-                counters, phase + 3, layer, caches, positions, starts, shape, qkv, scores[member], parts[0]
-            )
+            attention_of_few(counters, phase + 3, layer, caches, positions, starts, shape, qkv, window[member],
+                             scores[member], parts[0])  # fmt: skip
         else:
-            attention_of_many(counters, phase + 3, layer, caches, positions, shape, qkv, scores[member], parts[member],
-                              attended)  # fmt: skip
+            attention_of_many(counters, phase + 3, layer, caches, positions, shape, qkv, window[member],
+                              scores[member], parts[member], attended)  # fmt: skip
         gathered(counters, phase + 4, matrix_of(matrices, ATTN_OUT), positions, shape, parts[0], few, attended, acts)
         added(counters, phase + 5, matrix_of(matrices, ATTN_OUT), acts, room, x)
         normed(counters, phase + 6, matrix_of(matrices, GATE), x, everyone, norms[2 * layer + 1], eps, mine, acts)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,20 @@ from numba.extending import intrinsic
 LANES = 32
 GROUP = 32
 CHUNK = 64  # widths of heads are multiples of this
+STALE = 30 * 86400  # seconds after which what other versions compiled is removed
 
 
 def _cache_folder() -> str:
     """Where numba keeps what it compiled: a folder for these very sources, which it would not all compare itself."""
     here = Path(__file__).parent
     sources = b"".join((here / f"{name}.py").read_bytes() for name in ("vectors", "integers", "products", "step"))
-    folder = Path(numba.config.CACHE_DIR or here / "__pycache__") / hashlib.sha256(sources).hexdigest()[:16]
+    root = Path(numba.config.CACHE_DIR or here / "__pycache__")
+    folder = root / f"step-{hashlib.sha256(sources).hexdigest()[:16]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for other in root.glob("step-*"):
+            if other != folder and other.stat().st_mtime < time.time() - STALE:
+                shutil.rmtree(other, ignore_errors=True)
     except OSError:
         folder = Path(tempfile.mkdtemp(prefix="paddock-"))
     return str(folder)
@@ -119,7 +126,7 @@ def lowered(count: int, write: Any, result: Any = types.none, literals: tuple[An
 
 
 def _halved(c: Code, vectors: list[Value]) -> Value:
-    """The sum of each vector's 16 numbers, all in one vector; the same bit for bit for one vector and for 16.
+    """The sum of each vector's 16 numbers, all in one vector. vectors: one, or 16.
 
     Of every vector the upper half is added to the lower one, until one number is left. Of two vectors that is done at
     once, their halves side by side.
@@ -138,54 +145,49 @@ def _halved(c: Code, vectors: list[Value]) -> Value:
     return vectors[0]
 
 
-def _dots(c: Code, x: Value, ys: Value, size: Value, count: int) -> Value:
-    """Scalar products of `size` floats with `count` (1 or 16) rows behind each other."""
-    b, zero = c.b, c.vector(0.0, 16)
-    totals = [c.variable(zero) for _ in range(count)]
-    for total in totals:
-        b.store(zero, total)
-    with cgutils.for_range_slice(b, c.number(0), size, c.number(16)) as (at, _):
-        given = c.floats(x, at, 16)
-        for j, total in enumerate(totals):
-            c.add_product(total, given, c.floats(ys, b.add(b.mul(c.number(j), size), at), 16))
-    return _halved(c, [b.load(each) for each in totals])
-
-
-@intrinsic
-def dot(typing, x, y, size, out):
-    """out[0] = the scalar product of `size` floats (a multiple of 16) at two addresses."""
-
-    def write(c: Code, x: Value, y: Value, size: Value, out: Value) -> None:
-        c.store(_dots(c, x, y, size, 1), out, c.number(0))
-
-    return lowered(4, write)
-
-
 @intrinsic
 def dots(typing, x, ys, size, out):
-    """out[j] = the scalar product of x with row j of the 16 at ys, the same bit for bit as `dot` gives it."""
+    """out[j] = the scalar product of `size` floats (a multiple of 16) with row j of the 16 at ys."""
 
     def write(c: Code, x: Value, ys: Value, size: Value, out: Value) -> None:
-        c.store(_dots(c, x, ys, size, 16), out, c.number(0))
+        b, zero = c.b, c.vector(0.0, 16)
+        totals = [c.variable(zero) for _ in range(16)]
+        for total in totals:
+            b.store(zero, total)
+        with cgutils.for_range_slice(b, c.number(0), size, c.number(16)) as (at, _):
+            given = c.floats(x, at, 16)
+            for j, total in enumerate(totals):
+                c.add_product(total, given, c.floats(ys, b.add(b.mul(c.number(j), size), at), 16))
+        c.store(_halved(c, [b.load(each) for each in totals]), out, c.number(0))
 
     return lowered(4, write)
 
 
-@intrinsic
-def add_weighted(typing, weights, count, rows, size, out):
-    """out[e] += the sum over t < count of weights[t] * rows[t * size + e], for e < size (a multiple of CHUNK)."""
+@intrinsic(prefer_literal=True)
+def add_weighted(typing, queries, weights, ldw, count, rows, size, out, ldo):
+    """out[q, e] += the sum over t < count of weights[q, t] * rows[t, e], for e < size (a multiple of CHUNK).
 
-    def write(c: Code, weights: Value, count: Value, rows: Value, size: Value, out: Value) -> None:
+    queries: a literal; ldw, ldo: floats from a query's weights, or sums, to the next one's.
+    """
+    number = queries.literal_value
+
+    def write(c: Code, _q: Value, weights: Value, ldw: Value, count: Value, rows: Value, size: Value, out: Value,
+              ldo: Value) -> None:  # fmt: skip
         b = c.b
-        total = c.variable(c.vector(0.0, CHUNK))
+        totals = [c.variable(c.vector(0.0, CHUNK)) for _ in range(number)]
         with cgutils.for_range_slice(b, c.number(0), size, c.number(CHUNK)) as (at, _):
-            b.store(c.floats(out, at, CHUNK), total)
+            places = [b.add(b.mul(c.number(q), ldo), at) for q in range(number)]
+            for total, place in zip(totals, places, strict=True):
+                b.store(c.floats(out, place, CHUNK), total)
             with cgutils.for_range(b, count) as t:
-                weight = c.splat(c.load(weights, t.index, F32, 4), CHUNK)
-                c.add_product(total, weight, c.floats(rows, b.add(b.mul(t.index, size), at), CHUNK))
-            c.store(b.load(total), out, at)
+                row = c.floats(rows, b.add(b.mul(t.index, size), at), CHUNK)
+                for q, total in enumerate(totals):
+                    weight = c.load(weights, b.add(b.mul(c.number(q), ldw), t.index), F32, 4)
+                    c.add_product(total, c.splat(weight, CHUNK), row)
+            for total, place in zip(totals, places, strict=True):
+                c.store(b.load(total), out, place)
 
-    return lowered(5, write)
+    return lowered(8, write, literals=(queries,))
 
 
 def _exp(c: Code, x: Value) -> Value:
@@ -204,6 +206,33 @@ def _exp(c: Code, x: Value) -> Value:
     ints = ir.VectorType(I32, 16)
     power = b.shl(b.add(b.fptosi(n, ints), ir.Constant(ints, [127] * 16)), ir.Constant(ints, [23] * 16))
     return b.fmul(total, b.bitcast(power, ir.VectorType(F32, 16)))
+
+
+@intrinsic
+def widen(typing, halves, count, out):
+    """out[i] = the fp16 numbers at an address as floats, for i < count (a multiple of 16)."""
+
+    def write(c: Code, halves: Value, count: Value, out: Value) -> None:
+        b = c.b
+        with cgutils.for_range_slice(b, c.number(0), count, c.number(16)) as (at, _):
+            given = c.load(halves, at, ir.VectorType(ir.HalfType(), 16), 2)
+            c.store(b.fpext(given, ir.VectorType(F32, 16)), out, at)
+
+    return lowered(3, write)
+
+
+@intrinsic
+def narrow(typing, floats, count, out):
+    """The floats at an address to fp16 at another, for i < count (a multiple of 16); the largest stays finite."""
+
+    def write(c: Code, floats: Value, count: Value, out: Value) -> None:
+        b, most = c.b, 65504.0
+        with cgutils.for_range_slice(b, c.number(0), count, c.number(16)) as (at, _):
+            given = c.call("minnum", c.floats(floats, at, 16), c.vector(most, 16))
+            given = c.call("maxnum", given, c.vector(-most, 16))
+            c.store(b.fptrunc(given, ir.VectorType(ir.HalfType(), 16)), out, at, 2)
+
+    return lowered(3, write)
 
 
 @intrinsic
@@ -280,13 +309,3 @@ def give_way(typing):
             c.b.call(cgutils.get_or_insert_function(c.b.module, ir.FunctionType(I32, []), "sched_yield"), [])
 
     return lowered(0, write)
-
-
-@intrinsic
-def pointer(typing, address):
-    """An address as a pointer to floats, for numba.carray."""
-
-    def write(c: Code, address: Value) -> Value:
-        return c.b.inttoptr(address, F32.as_pointer())
-
-    return lowered(1, write, types.CPointer(types.float32))

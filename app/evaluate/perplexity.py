@@ -181,20 +181,19 @@ def measure(
     return found
 
 
-@torch.inference_mode()
 def _loss(engine: Engine, ids: Sequence[int], batch: Sequence[Window]) -> float:
     """Summed loss of the scored tokens of windows that are equally long; logits are never held for all of them."""
     size = batch[0].end - batch[0].start
     from_ = batch[0].scored - batch[0].start
-    tokens = torch.tensor([ids[each.start : each.end] for each in batch], device=engine.device)
-    cache = engine.new_cache(len(batch), size)
+    rows = [ids[each.start : each.end] for each in batch]
+    caches = [engine.new_cache(1, size) for _ in batch]
     total = 0.0
     for start in range(0, size - 1, CHUNK):
         end = min(start + CHUNK, size - 1)
-        logits = engine.logits(tokens[:, start:end], cache)
-        targets = tokens[:, start + 1 : end + 1]
         keep = max(from_ - 1 - start, 0)
-        if keep < end - start:
-            kept = logits[:, keep:].float()
-            total += float(F.cross_entropy(kept.flatten(0, 1), targets[:, keep:].flatten(), reduction="sum"))
+        scored = keep < end - start
+        for row, logits in zip(rows, engine.forward([row[start:end] for row in rows], caches, scored), strict=True):
+            if scored:
+                targets = torch.tensor(row[start + 1 + keep : end + 1], device=engine.device)
+                total += float(F.cross_entropy(logits[keep:].float(), targets, reduction="sum"))
     return total

@@ -182,6 +182,21 @@ def test_a_fault_of_the_model_is_a_line(tmp_path: Path, backend: Backend) -> Non
     assert rows(tmp_path / "o.jsonl")[1]["error"] == "the model is gone"
 
 
+def test_a_fault_that_nobody_foresaw_is_one_line_too(tmp_path: Path, backend: Backend) -> None:
+    found = backend.retriever
+
+    def retriever(kb: str, k: int) -> Any:
+        if kb == "broken":
+            raise ZeroDivisionError("division by zero")
+        return found(kb, k)
+
+    backend.retriever = retriever  # type: ignore[method-assign]
+    (tmp_path / "in.jsonl").write_text('{"question": "one", "kb": "broken"}\n{"question": "two"}\n')
+    counts = run(read_questions(tmp_path / "in.jsonl"), tmp_path / "o.jsonl", answerer(backend), "default", 4)
+    assert counts == (1, 1)
+    assert rows(tmp_path / "o.jsonl")[0]["error"] == "unexpected ZeroDivisionError: division by zero"
+
+
 def test_a_fault_of_one_request_is_one_line(tmp_path: Path, backend: Backend) -> None:
     backend.faults = {0: LlamaError("it needs 9 MB"), 2: ZeroDivisionError("division\nby zero")}
     (tmp_path / "in.txt").write_text("one\ntwo\nthree\nfour\n")

@@ -328,7 +328,9 @@ def test_memory_is_told_before_it_is_taken(gguf_path: Path) -> None:
         "int4": taken(gguf_path, "int4"),
     }
     assert 96_500_000 < found["memory"]["int4"] < 96_700_000
-    assert found["kv_per_token"] == {"float32": 2 * 30 * 3 * 64 * 4, "bfloat16": 2 * 30 * 3 * 64 * 2}
+    numbers = 2 * 30 * 3 * 64
+    sizes = {"float32": 4, "bfloat16": 2, "int8": 2, "int4": 2}
+    assert found["kv_per_token"] == {name: numbers * size for name, size in sizes.items()}
     lines = info(gguf_path).splitlines()
     assert "memory, bfloat16        269.0 MB" in lines
     assert "kv per token, float32   46,080 bytes" in lines
@@ -346,6 +348,8 @@ def test_padding_is_memory_too(tmp_path: Path, tied: bool) -> None:
 def test_the_engine_keeps_as_many_bytes_per_token(gguf_path: Path) -> None:
     from llama.engine import load_engine
 
+    packed = load_engine(gguf_path, "cpu", quant="int4")
+    assert describe(gguf_path)["kv_per_token"]["int4"] == packed.cache_bytes_per_token
     engine = load_engine(gguf_path, "cpu", "bfloat16")
     assert describe(gguf_path)["kv_per_token"]["bfloat16"] == engine.cache_bytes_per_token
     assert describe(gguf_path)["memory"]["bfloat16"] == sum(p.nbytes for p in engine.model.parameters())

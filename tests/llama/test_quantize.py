@@ -25,7 +25,7 @@ from llama.checkpoint import open_checkpoint
 from llama.config import ModelConfig
 from llama.engine import Engine, load_engine, precision_of
 from llama.errors import LlamaError
-from llama.fused import FusedStep, supports
+from llama.fused import CACHED, FusedStep, supports
 from llama.model import Transformer
 from llama.quantize import QuantizedEmbedding, QuantizedLinear, pack, quantization_of, unpack
 from llama.team import Team
@@ -147,10 +147,14 @@ def test_compiled_step_equals_the_eager_model(
     # Rounding differs where the two lie on either side of a half; four bits in a small model make more of it.
     near = 2e-3 if kind == "int8" else 0.15
     prompts, new = [ids(n) for n in (1, 300, 57)], [ids(n) for n in sizes]
-    wanted = [model(torch.tensor([p + n]))[0, len(p) :] for p, n in zip(prompts, new, strict=True)]
+
+    def cache_of(capacity: int) -> KVCache:
+        return KVCache(config, 1, capacity, CACHED)
+
+    wanted = [model(torch.tensor([p + n]), cache_of(600))[0, len(p) :] for p, n in zip(prompts, new, strict=True)]
     caches = []
     for prompt in prompts:
-        cache = KVCache(config, 1, 600)
+        cache = cache_of(600)
         model(torch.tensor([prompt]), cache)
         caches.append(cache)
     found = step(new, caches, every=True)
@@ -160,7 +164,7 @@ def test_compiled_step_equals_the_eager_model(
     # What the step put into the caches is what the eager model finds there.
     more = ids(4)
     again = model(torch.tensor([more]), caches[1])
-    assert (again[0] - model(torch.tensor([prompts[1] + new[1] + more]))[0, -4:]).abs().max() < near
+    assert (again[0] - model(torch.tensor([prompts[1] + new[1] + more]), cache_of(700))[0, -4:]).abs().max() < near
 
 
 def test_a_row_depends_on_no_other_row(fast: Engine) -> None:
@@ -198,7 +202,7 @@ def test_a_token_is_the_same_read_or_generated(fast: Engine) -> None:
 def test_positions_beyond_the_context_are_refused() -> None:
     config, team = shape(), Team(1)
     step = FusedStep(quantized(random_model(config), "int8", team), team)
-    cache = KVCache(config, 1, 2000)
+    cache = KVCache(config, 1, 2000, CACHED)
     cache.lengths[0] = 1020
     with pytest.raises(LlamaError, match="1025 tokens exceed the model's context of 1024"):
         step([[1] * 5], [cache])
@@ -252,6 +256,17 @@ def test_packed_weights_are_kept(gguf_path: Path, tmp_path: Path, fast: Engine) 
     third = load_engine(gguf_path, "cpu", quant="int4", cache=tmp_path)
     assert torch.equal(third.next_logits(ids), first.next_logits(ids)), "a damaged copy is made anew"
     assert kept.stat().st_size > 1 << 20
+
+
+def test_what_an_older_file_left_is_removed(tmp_path: Path) -> None:
+    model, cache = tmp_path / "m.gguf", tmp_path / "cache"
+    others = [cache / "m-int8-0123456789abcdef.safetensors", cache / "m-x-int4-0123456789abcdef.safetensors"]
+    for content in (b"a", b"ab"):
+        model.write_bytes(content)
+        packed_file.save({"norm.weight": torch.ones(3)}, packed_file.place_of(cache, model, "int4"))
+        for other in others:
+            other.touch()
+    assert sorted(cache.iterdir()) == sorted([*others, packed_file.place_of(cache, model, "int4")])
 
 
 def test_another_file_has_another_place(tmp_path: Path) -> None:
