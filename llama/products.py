@@ -33,7 +33,8 @@ compiled: Any = numba.njit(nogil=True, cache=True, error_model="numpy")
 reducing: Any = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"})
 
 
-@compiled
+# Not kept on the disk by itself: numba cannot build a generator that it finds there into another function.
+@numba.njit(nogil=True)
 def shared(counters, phase, tasks):
     """Gives the numbers of a member's tasks in a phase one by one, and ends when all members' tasks are done.
 

@@ -223,6 +223,21 @@ def products():
 """
 
 
+SUM = """
+import numba, numpy
+from llama.products import COUNTERS, shared
+
+@numba.njit
+def total(counters, tasks):
+    found = 0
+    for task in shared(counters, 0, tasks):
+        found += task
+    return found
+
+print(total(numpy.zeros(COUNTERS, numpy.int64), 4))
+"""
+
+
 def test_every_processor_computes_the_same(tmp_path: Path) -> None:
     """Dot products of bytes and their substitute where the processor has none."""
     features = re.sub(r"\+(avx512vnni|avxvnni)\b", r"-\1", get_host_cpu_features())
@@ -233,6 +248,9 @@ def test_every_processor_computes_the_same(tmp_path: Path) -> None:
     here: dict[str, Any] = {}
     exec(PRODUCTS, here)
     assert done.stdout.split() == here["products"]()
+    # What else is compiled later, beside what is kept from then.
+    again = subprocess.run([sys.executable, "-c", SUM], capture_output=True, text=True, env=environment, check=True)
+    assert again.stdout == "6\n"
 
 
 def test_perplexity_of_quantized_models(engine: Engine, fast: Engine, gguf_path: Path) -> None:
