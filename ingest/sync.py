@@ -30,6 +30,7 @@ from ingest.inbox import (
 from ingest.manifest import Manifest
 from ingest.report import DocumentStatus, Event, Failure, Progress, Report
 from ingest.run import Run
+from vectorstore.place import Folder, Place
 
 if TYPE_CHECKING:
     from vectorstore.store import ChromaStore
@@ -61,8 +62,12 @@ class Ingestor:
         chunk_tokens: int = 200,
         chunk_overlap: int = 32,
         max_file_mb: int = 200,
+        vectors: Place | None = None,
     ) -> None:
-        """`open_store(kb, create)` opens a collection of the index in `index`/chroma; it is called only when needed."""
+        """`open_store(kb, create)` opens a collection of `vectors` (default: the folder `index`/chroma).
+
+        It is called only when needed.
+        """
         self.inbox = Inbox(inbox)
         self.index = index
         self.embedder = embedder
@@ -70,13 +75,9 @@ class Ingestor:
         self.chunk_tokens = chunk_tokens
         self.chunk_overlap = chunk_overlap
         self.max_file_mb = max_file_mb
+        self.vectors = vectors or Folder(index / "chroma")
         self._opening = threading.Lock()
         self.listener: Callable[[str, Event], None] | None = None  # hears of every sync here, whoever asked for it
-
-    @property
-    def chroma(self) -> Path:
-        """The vector store's folder."""
-        return self.index / "chroma"
 
     @property
     def keyword(self) -> Path:
@@ -251,11 +252,6 @@ class Ingestor:
     def drop_collection(self, kb: str) -> None:
         """Removes the knowledge base's collection and keyword index, if any; the writer's lock must be held."""
         from vectorstore import keyword
-        from vectorstore.marker import DATABASE
 
         keyword.drop(keyword.folder_of(self.keyword, kb))
-
-        if (self.chroma / DATABASE).exists():
-            from vectorstore.store import drop_kb, open_client
-
-            drop_kb(open_client(self.chroma), kb)
+        self.vectors.drop(kb)
