@@ -33,7 +33,10 @@ MIGRATIONS = [
     CREATE TABLE keywords (kb TEXT NOT NULL, doc_id TEXT NOT NULL, done INTEGER NOT NULL, PRIMARY KEY (kb, doc_id));
     CREATE TABLE keyword_indexes (kb TEXT PRIMARY KEY, id TEXT NOT NULL);
     """,
-    "ALTER TABLE files ADD COLUMN languages TEXT NOT NULL DEFAULT '';",
+    """
+    ALTER TABLE files ADD COLUMN languages TEXT NOT NULL DEFAULT '';
+    ALTER TABLE kbs ADD COLUMN hnsw TEXT NOT NULL DEFAULT '';
+    """,
 ]
 
 
@@ -76,6 +79,7 @@ class KbRow:
     kb: str
     collection_id: str
     embedder: str
+    hnsw: str = ""  # parameters of the graph that a collection can take over at any time
 
 
 def joined(languages: Sequence[str]) -> str:
@@ -151,17 +155,21 @@ class Manifest:
 
     def kbs(self) -> list[str]:
         """Knowledge bases that have documents or a collection."""
-        found = self._do("SELECT kb FROM files UNION SELECT kb FROM kbs ORDER BY kb")
+        found = self._do(  # from name to name, not from file to file
+            "WITH RECURSIVE names (kb) AS (SELECT min(kb) FROM files UNION ALL "
+            "SELECT (SELECT min(kb) FROM files WHERE kb > names.kb) FROM names WHERE names.kb IS NOT NULL) "
+            "SELECT kb FROM names WHERE kb IS NOT NULL UNION SELECT kb FROM kbs ORDER BY kb"
+        )
         return [str(row[0]) for row in found]
 
     def kb(self, kb: str) -> KbRow | None:
         """The knowledge base's collection, if it has one."""
-        found = self._do("SELECT kb, collection_id, embedder FROM kbs WHERE kb = ?", (kb,))
+        found = self._do("SELECT kb, collection_id, embedder, hnsw FROM kbs WHERE kb = ?", (kb,))
         return KbRow(*found[0]) if found else None  # type: ignore[arg-type]
 
     def put_kb(self, row: KbRow) -> None:
         """Adds or replaces."""
-        self._do("INSERT OR REPLACE INTO kbs VALUES (?, ?, ?)", astuple(row))
+        self._do("INSERT OR REPLACE INTO kbs VALUES (?, ?, ?, ?)", astuple(row))
 
     def forget(self, kb: str, imports: bool = False) -> None:
         """Drops all that is known of a knowledge base; what was imported from where only if asked."""
@@ -269,6 +277,10 @@ class Manifest:
         self._do("DELETE FROM moves WHERE kb = ? AND doc_id = ?", (kb, doc_id))
 
     # -- the keyword index: which documents it has; see ingest.keywords ---------------------------------------------
+
+    def has_documents(self, kb: str) -> bool:
+        """Whether any document is indexed."""
+        return bool(self._do("SELECT 1 FROM files WHERE kb = ? AND doc_id > '' LIMIT 1", (kb,)))
 
     def doc_ids(self, kb: str, only: Filter | None = None) -> set[str]:
         """Ids of all documents that are indexed; of those that `only` lets through."""

@@ -85,6 +85,7 @@ class Run:
         self._collect_garbage()
         self.report.keyworded = self.keywords.follow(self._stored)
         self._add_languages()
+        self._take_over_parameters()
         self.report.chunks = self.manifest.chunks(self.kb)
         self.report.failed.sort(key=lambda failure: failure.source)
         self._drop_if_gone()
@@ -103,7 +104,7 @@ class Run:
         """The collection, opened or made at its first use."""
         if self._store is None:
             self._store = self.ingestor.open_store(self.kb, True)
-            row = KbRow(self.kb, self._store.collection_id, self.ingestor.embedder.identity)
+            row = KbRow(self.kb, self._store.collection_id, self.ingestor.embedder.identity, str(self.ingestor.hnsw))
             if self.manifest.kb(self.kb) != row:
                 self.manifest.put_kb(row)
         return self._store
@@ -146,6 +147,12 @@ class Run:
         for doc_id in self.manifest.without_languages(self.kb):
             found = languages_of(each.page_content for each in self.store.chunks_of(doc_id))
             self.manifest.put_languages(self.kb, doc_id, found)
+
+    def _take_over_parameters(self) -> None:
+        """Those of the graph that have changed in the settings: opening the store to be written does it."""
+        known = self.manifest.kb(self.kb)
+        if known is not None and known.hnsw != str(self.ingestor.hnsw):
+            assert self.store
 
     def _collect_garbage(self) -> None:
         doc_ids = self.manifest.garbage(self.kb)

@@ -15,6 +15,9 @@ class Hnsw:
     ef_search: int = 200  # candidates looked at in a search
     sync: int = 1000  # chunks after which the graph is brought to the disk; those since are read again on opening
 
+    def __str__(self) -> str:
+        return f"ef_search {self.ef_search}, sync {self.sync}"
+
     def made_with(self) -> dict[str, Any]:
         """For a collection that is made; the first two cannot be changed afterwards."""
         fixed = {"space": "cosine", "max_neighbors": self.neighbors, "ef_construction": self.ef_construction}
@@ -22,7 +25,7 @@ class Hnsw:
 
     def changeable(self) -> dict[str, Any]:
         """What a collection takes over at any time."""
-        return {"ef_search": self.ef_search, "sync_threshold": self.sync, "batch_size": min(100, self.sync)}
+        return {"ef_search": self.ef_search, "sync_threshold": self.sync}
 
 
 DEFAULT_HNSW = Hnsw()

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 OWNER = "server-owner"  # the file with the installation's id, beside the manifest
 
 
+def place_of(url: str, index: Path) -> Place:
+    """Where an installation keeps its vectors: on the server at `url`, or in its folder of indexes without one."""
+    return Server(url, index) if url else Folder(index / "chroma")
+
+
 class Place(Protocol):
     """What ingest asks about the vectors of knowledge bases beside reading and writing them."""
 

@@ -7,7 +7,7 @@ among few: their vectors are compared one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ class Scope:
 
     chunks: int  # that they have
     share: float  # of all chunks, above 0
-    list_ids: Callable[[], Sequence[str]]
+    list_ids: Callable[[], Iterable[str]]
 
     @cached_property
     def doc_ids(self) -> list[str]:

@@ -112,7 +112,7 @@ class ChromaStore(VectorStore):
         self._held: tuple[Collection, int] | None = None
         if create:
             self._create()
-        self._check_identity(self._collection())
+        self._collection()
 
     def _create(self) -> None:
         name = self.client.collection_of(self.kb)
@@ -126,6 +126,7 @@ class ChromaStore(VectorStore):
             held, wanted = made.configuration.get("hnsw") or {}, self._hnsw.changeable()
             if any(held.get(key) != value for key, value in wanted.items()):
                 made.modify(configuration={"hnsw": cast(Any, wanted)})
+                self.client.reopen()  # an open graph goes on as it was
             self.client.note(self.kb, str(made.id))
 
     def _collection(self) -> Collection:
@@ -140,6 +141,7 @@ class ChromaStore(VectorStore):
             raise StoreError(
                 f"knowledge base '{self.kb}' is not indexed yet; run `paddock ingest --kb {self.kb}`"
             ) from error
+        self._check_identity(found)
         self._held = (found, generation)
         return found
 
