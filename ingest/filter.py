@@ -82,14 +82,13 @@ class Filter:
 
 
 def _nanoseconds(day: datetime.date) -> int:
-    """The beginning of a day, in ns since 1970."""
+    """The beginning of a day, in ns since 1970, as far as SQLite has numbers."""
+    start = datetime.datetime(day.year, day.month, day.day)
     try:
-        return int(datetime.datetime(day.year, day.month, day.day).timestamp()) * 1_000_000_000
-    except (OverflowError, OSError, ValueError):  # years that the platform's clock does not have
-        return (
-            int((datetime.datetime(day.year, day.month, day.day) - datetime.datetime(1970, 1, 1)).total_seconds())
-            * 10**9
-        )
+        seconds = start.timestamp()
+    except (OverflowError, OSError, ValueError):  # a year that the platform's clock does not have
+        seconds = (start - datetime.datetime(1970, 1, 1)).total_seconds()
+    return max(-(1 << 63), min((1 << 63) - 1, int(seconds) * 10**9))
 
 
 def _texts(name: str, value: Any) -> list[str]:

@@ -44,8 +44,8 @@ def page() -> None:
             if st.button(t("clear"), icon=":material/add_comment:", width="stretch"):
                 conversation.clear()
                 st.rerun()
-    chosen = filters.choose(kb)
-    question = st.chat_input(t("ask_here"), submit_mode="disable")
+    chosen, usable = filters.choose(kb)
+    question = st.chat_input(t("ask_here"), submit_mode="disable", disabled=not usable)
     if not conversation and not question:
         welcome(kb)
     for number, exchange in enumerate(conversation):

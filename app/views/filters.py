@@ -17,24 +17,33 @@ from ingest.sync import Ingestor
 EARLIEST = datetime.date(1970, 1, 1)
 
 
-def choose(kb: str) -> Filter | None:
-    """What is chosen for this knowledge base; None for all of its documents."""
+def choose(kb: str) -> tuple[Filter | None, bool]:
+    """What is chosen for this knowledge base, None for all of its documents; and whether a question can be asked."""
     ingestor: Ingestor = shared().services.ingestor
+    types = sorted(suffix.lstrip(".") for suffix in LOADERS)
     with st.sidebar, st.expander(t("limit"), icon=":material/filter_alt:"):
-        day = {"value": None, "min_value": EARLIEST, "format": "YYYY-MM-DD"}
         values = {
-            "source": st.text_input(t("limit_source"), placeholder="2026/*.pdf", key=f"limit-source-{kb}"),
-            "type": st.multiselect(t("limit_type"), sorted(x.lstrip(".") for x in LOADERS), key=f"limit-type-{kb}"),
-            "language": st.multiselect(t("limit_language"), ingestor.manifest.languages(kb), key=f"limit-lang-{kb}"),
-            "after": st.date_input(t("limit_after"), key=f"limit-after-{kb}", **day),
-            "before": st.date_input(t("limit_before"), key=f"limit-before-{kb}", **day),
+            "source": st.text_input(
+                t("limit_source"), placeholder="2026/*.pdf", key=f"limit-source-{kb}", persist_state="session"
+            ),
+            "type": st.multiselect(t("limit_type"), types, key=f"limit-type-{kb}", persist_state="session"),
+            "language": st.multiselect(
+                t("limit_language"), ingestor.manifest.languages(kb), key=f"limit-lang-{kb}", persist_state="session"
+            ),
+            "after": _day("limit_after", kb),
+            "before": _day("limit_before", kb),
         }
-        try:
-            chosen = Filter.of(values)
-        except IngestError as error:
-            st.error(plain(str(error)))
-            return None
-    if not chosen:
-        return None
-    st.sidebar.caption(t("limited", filter=plain(str(chosen))))
-    return chosen
+    try:
+        chosen = Filter.of(values)
+    except IngestError as error:
+        st.sidebar.error(plain(str(error)))
+        return None, False
+    if chosen:
+        st.sidebar.caption(t("limited", filter=plain(str(chosen))))
+    return chosen or None, True
+
+
+def _day(name: str, kb: str) -> datetime.date | None:
+    return st.date_input(
+        t(name), value=None, min_value=EARLIEST, format="YYYY-MM-DD", key=f"{name}-{kb}", persist_state="session"
+    )
