@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from app.config import Retrieval, Settings, limit_threads
@@ -112,6 +113,8 @@ class Services:
         manifest = self.ingestor.manifest
         if not manifest.has_documents(kb):
             return None
+        if filter:
+            self._scope(kb, filter)  # a filter that nothing matches is told before anything is searched for
         return Retriever(
             store=self.store(kb),
             keyword=self._keyword(kb),
@@ -121,7 +124,7 @@ class Services:
             visible=lambda doc_ids, version: manifest.known_docs(kb, doc_ids, version, filter),
             version=manifest.version,
             coverage=self.embedder.coverage,
-            scope=self._scope(kb, filter) if filter else None,
+            scope=partial(self._scope, kb, filter) if filter else None,
         )
 
     def _scope(self, kb: str, filter: Filter) -> Scope:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
@@ -33,6 +34,14 @@ def everything(doc_ids: Sequence[str], version: int) -> set[str]:
 def fully(text: str) -> float:
     """Every text can be read by the embedder."""
     return 1.0
+
+
+@dataclass(frozen=True)
+class View:
+    """What a question may see: documents that are whole, and those of a filter."""
+
+    whole: Whole = set
+    scope: Scope | None = None
 
 
 @dataclass(frozen=True)
@@ -81,45 +90,46 @@ class Retriever(BaseRetriever):
     min_match: float = Field(
         default=0.35, ge=0.0, le=1.0, description="in hybrid mode nothing is found without a passage of either limit"
     )
-    visible: Callable[[Sequence[str], int], set[str]] = Field(
-        everything, description="which documents (ids) are whole, and were at that version"
+    visible: Callable[..., set[str]] = Field(
+        everything, description="(doc_ids, version): which of them are whole, and were at that version"
     )
     version: Callable[[], int] = Field(lambda: 0, description="grows whenever a document becomes whole")
     coverage: Callable[[str], float] = Field(fully, description="share of a text that the embedder's vocabulary knows")
     fusion: Fusion = Field(default_factory=default_fusion)
-    scope: Scope | None = Field(None, description="of a filter, which `visible` then knows as well")
+    scope: Callable[[], Scope] | None = Field(None, description="of a filter, which `visible` then knows as well")
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         for _ in range(TRIES):
             before = self.version()
-            found = self._found(query, lambda doc_ids: self.visible(doc_ids, before))  # noqa: B023
+            whole = partial(self.visible, version=before)
+            found = self._found(query, View(whole, self.scope() if self.scope else None))
             if self.version() == before:
                 break  # else a document that was replaced just now is in neither of its versions
         return found
 
-    def _found(self, query: str, whole: Whole) -> list[Document]:
+    def _found(self, query: str, view: View) -> list[Document]:
         if self.keyword is None or self.mode == "dense":
-            return self._dense(query, whole)
+            return self._dense(query, view)
         by = self._words if self.mode == "keyword" else self._both
-        return by(query, self.keyword, whole)
+        return by(query, self.keyword, view)
 
     # -- modes -----------------------------------------------------------------------------------------------------
 
-    def _dense(self, query: str, whole: Whole) -> list[Document]:
+    def _dense(self, query: str, view: View) -> list[Document]:
         found = {
-            name: near for name, near in self._near(self.store.embed(query), self.k, whole) if near >= self.min_score
+            name: near for name, near in self._near(self.store.embed(query), self.k, view) if near >= self.min_score
         }
         return [_passage(each, score=found[str(each.id)]) for each in self.store.get_by_ids(list(found))]
 
-    def _words(self, query: str, index: KeywordIndex, whole: Whole) -> list[Document]:
-        found = {hit.chunk_id: hit.score for hit in self._hits(index, index.analyse(query), self.k, whole)}
+    def _words(self, query: str, index: KeywordIndex, view: View) -> list[Document]:
+        found = {hit.chunk_id: hit.score for hit in self._hits(index, index.analyse(query), self.k, view)}
         return [
             _passage(each, score=found[str(each.id)], keyword_score=found[str(each.id)])
             for each in self.store.get_by_ids(list(found))
         ]
 
-    def _both(self, query: str, index: KeywordIndex, whole: Whole) -> list[Document]:
-        found = self.candidates(query, index, whole)
+    def _both(self, query: str, index: KeywordIndex, view: View) -> list[Document]:
+        found = self.candidates(query, index, view)
         # Of the question, not of each passage: one that is right may be below both limits beside one that is not.
         if not any(
             near >= self.min_score or words >= self.min_match
@@ -129,12 +139,12 @@ class Retriever(BaseRetriever):
         ranked = self.fusion.ranked(found.judged)[: self.k]
         return found.take([i for i, _ in ranked], relevance=[relevance for _, relevance in ranked])
 
-    def candidates(self, query: str, index: KeywordIndex, whole: Whole = set) -> Found:
+    def candidates(self, query: str, index: KeywordIndex, view: View = View()) -> Found:
         """What either side finds, judged by both, in no order that matters."""
         depth = max(DEPTH, 2 * self.k)
         vector, terms = self.store.embed(query), index.analyse(query)
-        cosines = dict(self._near(vector, depth, whole))
-        shares = {hit.chunk_id: hit.score for hit in self._hits(index, terms, depth, whole)}
+        cosines = dict(self._near(vector, depth, view))
+        shares = {hit.chunk_id: hit.score for hit in self._hits(index, terms, depth, view)}
         cosines.update(self.store.similarities(vector, [name for name in shares if name not in cosines]))
         shares.update(index.scores(terms, [name for name in cosines if name not in shares]))
         names = list(cosines)
@@ -148,22 +158,22 @@ class Retriever(BaseRetriever):
 
     # -- whole documents only --------------------------------------------------------------------------------------
 
-    def _near(self, vector: list[float], n: int, whole: Whole) -> list[tuple[str, float]]:
+    def _near(self, vector: list[float], n: int, view: View) -> list[tuple[str, float]]:
         return self._whole(
             lambda m: self.store.nearest(vector, m),
             lambda m, scope: scope.nearest(self.store, vector, m),
             lambda pair: doc_of(pair[0]),
             n,
-            whole,
+            view,
         )
 
-    def _hits(self, index: KeywordIndex, terms: Terms, n: int, whole: Whole) -> list[Hit]:
+    def _hits(self, index: KeywordIndex, terms: Terms, n: int, view: View) -> list[Hit]:
         return self._whole(
             lambda m: index.search(terms, m),
             lambda m, scope: index.search(terms, m, scope.doc_ids),
             lambda hit: hit.doc_id,
             n,
-            whole,
+            view,
         )
 
     def _whole(
@@ -172,16 +182,16 @@ class Retriever(BaseRetriever):
         inside: Callable[[int, Scope], list[T]],
         doc_of: Callable[[T], str],
         n: int,
-        whole: Whole,
+        view: View,
     ) -> list[T]:
         """The first n results that belong to whole documents in scope; of all documents, or searched for inside it."""
-        scope = self.scope
+        scope = view.scope
         if scope is not None and not scope.narrow:
-            kept, enough = _first(everywhere, doc_of, n, whole, scope.asked(n), DEEPEST)
+            kept, enough = _first(everywhere, doc_of, n, view.whole, scope.asked(n), DEEPEST)
             if enough:
                 return kept
         search = everywhere if scope is None else lambda m: inside(m, scope)
-        return _first(search, doc_of, n, whole, n, MOST)[0]
+        return _first(search, doc_of, n, view.whole, n, MOST)[0]
 
 
 def _first(

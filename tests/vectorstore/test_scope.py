@@ -62,7 +62,7 @@ def limited(made: tuple[ChromaStore, KeywordIndex], mode: str, k: int, wanted: S
         k=k,
         min_score=-1.0,
         visible=lambda doc_ids, version: names & set(doc_ids),
-        scope=scope,
+        scope=lambda: scope,
     )
 
 
