@@ -262,6 +262,8 @@ def check_question(question: str) -> str:
     question = question.strip()
     if not question:
         raise AppError("the question is empty; ask something")
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in question):  # of bytes that are not UTF-8
+        raise AppError("the question is not Unicode text; write it in UTF-8")
     if len(question) > MAX_QUESTION_CHARACTERS:
         raise AppError(
             f"the question has {len(question):,} characters and at most {MAX_QUESTION_CHARACTERS:,} are taken; "

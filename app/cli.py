@@ -128,13 +128,14 @@ def kb_list(as_json: bool) -> None:
 
 @kb.command("status")
 @click.argument("name", required=False)
+@click.option("--index", is_flag=True, help="Only what the index costs: chunks, bytes on the disk and in memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def kb_status(name: str | None, as_json: bool) -> None:
-    """List the documents of knowledge base NAME (default: default) and how they stand."""
-    from app.ingestion import reader, status
+def kb_status(name: str | None, index: bool, as_json: bool) -> None:
+    """List the documents of knowledge base NAME (default: default), how they stand, and what the index costs."""
+    from app.ingestion import index_cost, reader, status
 
     settings = config.load_settings(kb=name)
-    click.echo(status(reader(settings), settings.kb, as_json))
+    click.echo((index_cost if index else status)(reader(settings), settings.kb, as_json))
 
 
 @kb.command("delete")

@@ -102,7 +102,7 @@ def _pattern(text: str) -> str:
     if len(text) > LONGEST_PATTERN or text.count("*") > MOST_STARS or "\x00" in text:
         limits = f"at most {LONGEST_PATTERN} characters and {MOST_STARS} stars"
         raise IngestError(f"{text[:40]!r} is no pattern of a file name ({limits})")
-    return text
+    return text.replace("[!", "[^")  # as SQLite writes it
 
 
 def _type(text: str) -> str:

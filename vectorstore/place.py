@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from vectorstore.check import is_sound
 from vectorstore.client import IndexClient, check_database
+from vectorstore.costs import Costs, costs_of
 from vectorstore.errors import StoreError
+from vectorstore.keyword import size_of
 from vectorstore.marker import DATABASE, read_marker
 from vectorstore.server import ServerClient
 
@@ -41,6 +43,9 @@ class Place(Protocol):
     def drop(self, kb: str) -> None:
         """Removes the knowledge base's collection, if there is one. Raises StoreError."""
 
+    def costs(self, keyword_folder: Path, kb: str, chunks: int, all_chunks: int) -> Costs:
+        """What the knowledge base costs, which has so many of all knowledge bases' chunks."""
+
 
 class Folder:
     """Chroma within this process, in a folder."""
@@ -67,6 +72,9 @@ class Folder:
             from vectorstore.store import drop_kb
 
             drop_kb(self.client(), kb)
+
+    def costs(self, keyword_folder: Path, kb: str, chunks: int, all_chunks: int) -> Costs:
+        return costs_of(self.folder, keyword_folder, kb, chunks, all_chunks)
 
 
 class Server:
@@ -112,3 +120,6 @@ class Server:
         from vectorstore.store import drop_kb
 
         drop_kb(self.client(), kb)
+
+    def costs(self, keyword_folder: Path, kb: str, chunks: int, all_chunks: int) -> Costs:
+        return Costs(chunks, None, None, size_of(keyword_folder), None)

@@ -16,12 +16,17 @@ PORT = 8000  # Chroma's own
 
 def parts_of(url: str) -> tuple[str, int, bool]:
     """Host, port and whether TLS is used. Raises ValueError for what is no address of a server."""
-    found = urlsplit(url)
+    wrong = ValueError("an address is written as http://host:8000; without one, the index is in the state folder")
+    try:
+        found = urlsplit(url)
+        port = found.port
+    except ValueError as error:
+        raise wrong from error
     extra = found.path.strip("/") or found.query or found.fragment or found.username
     if found.scheme not in ("http", "https") or not found.hostname or extra:
-        raise ValueError("an address is written as http://host:8000, or nothing for the index in the state folder")
+        raise wrong
     secure = found.scheme == "https"
-    return found.hostname, found.port or (443 if secure else PORT), secure
+    return found.hostname, port or (443 if secure else PORT), secure
 
 
 class ServerClient:

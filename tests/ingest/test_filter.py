@@ -61,6 +61,8 @@ ALL = set(DOCUMENTS)
         ({"source": "四?.txt"}, {"2026/四月.txt"}),
         ({"source": ["notes.md", "hand*"]}, {"Handbook.PDF", "2026/march/notes.md"}),
         ({"source": "old/Ünï [[]1].md"}, {"old/Ünï [1].md"}),
+        ({"source": "*[!d].md"}, {"2026/march/notes.md", "old/Ünï [1].md"}),
+        ({"source": "[!h2o1四]*"}, {"2026/march/notes.md", "old/Ünï [1].md"}),
         ({"source": "100%_sure.txt"}, {"100%_sure.txt"}),
         ({"source": "100%"}, set()),
         ({"type": "pdf"}, {"Handbook.PDF"}),
