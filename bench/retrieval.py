@@ -13,6 +13,7 @@ Figures go to standard error as they come; the last line of the output is JSON.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -165,11 +166,14 @@ def main() -> None:
     if args.task:
         run_task(args.task[0], args.folder, int(args.task[1]), args.questions)
         return
+    has_peer = all(importlib.util.find_spec(name) for name in ("langchain_chroma", "rank_bm25"))
+    if not has_peer:
+        print("LangChain's retriever is left out; `make peers` installs it")
     results: dict[str, dict[str, Any]] = {}
     for size in args.sizes:
         child("build", size, args)
         results[str(size)] = {"paddock": child("measure", size, args)}
-        if size <= args.peer_up_to:
+        if size <= args.peer_up_to and has_peer:
             results[str(size)]["langchain"] = child("peer", size, args)
         print(json.dumps({size: results[str(size)]}), file=sys.stderr, flush=True)
     report(results, args)
