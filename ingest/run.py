@@ -85,7 +85,6 @@ class Run:
         self._collect_garbage()
         self.report.keyworded = self.keywords.follow(self._stored)
         self._add_languages()
-        self._take_over_parameters()
         self.report.chunks = self.manifest.chunks(self.kb)
         self.report.failed.sort(key=lambda failure: failure.source)
         self._drop_if_gone()
@@ -117,6 +116,8 @@ class Run:
             self._start_anew()
         elif known and known.embedder != self.ingestor.embedder.identity:
             raise other_embedder(self.kb, known.embedder, self.ingestor.embedder.identity)
+        elif known and known.hnsw != str(self.ingestor.hnsw):
+            assert self.store  # opened to be written, it takes over the graph's parameters
         # A run with nothing to do opens no index, and must not call a damaged one unchanged.
         self.ingestor.vectors.check()
 
@@ -147,12 +148,6 @@ class Run:
         for doc_id in self.manifest.without_languages(self.kb):
             found = languages_of(each.page_content for each in self.store.chunks_of(doc_id))
             self.manifest.put_languages(self.kb, doc_id, found)
-
-    def _take_over_parameters(self) -> None:
-        """Those of the graph that have changed in the settings: opening the store to be written does it."""
-        known = self.manifest.kb(self.kb)
-        if known is not None and known.hnsw != str(self.ingestor.hnsw):
-            assert self.store
 
     def _collect_garbage(self) -> None:
         doc_ids = self.manifest.garbage(self.kb)

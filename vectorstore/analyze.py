@@ -4,8 +4,8 @@ Everything is brought to one form first: NFKC, case and accents folded, traditio
 ones, one by one. Then words of letters are stemmed (Porter's English stemmer as Snowball has it; it leaves most words
 of other languages whole), and scripts that put no spaces between words become overlapping pairs of characters, Chinese
 single characters beside them. Numbers, codes and identifiers stay whole, and their parts are terms too: RS-232C is
-found by rs232c, by rs232, by rs and by 232. There is no list of stop words: BM25 gives words that stand everywhere next to no
-weight, and a question of nothing else still finds something.
+found by rs232c, by rs232, by rs and by 232. There is no list of stop words: BM25 gives words that stand everywhere
+next to no weight, and a question of nothing else still finds something.
 """
 
 from __future__ import annotations

@@ -46,13 +46,10 @@ def open_client(folder: Path) -> IndexClient:
     return shared_client(folder, _connect)
 
 
-def _connect_server(host: str, port: int, secure: bool) -> ClientAPI:
-    return HttpClient(host, port, ssl=secure, settings=Settings(anonymized_telemetry=False))
-
-
 def open_server(url: str, owner: str) -> ServerClient:
     """Opens the index of an installation (its id is `owner`) on a Chroma server. Raises StoreError."""
-    return ServerClient(url, owner, _connect_server)
+    quiet = Settings(anonymized_telemetry=False)
+    return ServerClient(url, owner, lambda host, port, secure: HttpClient(host, port, secure, settings=quiet))
 
 
 @contextmanager
@@ -100,8 +97,7 @@ class ChromaStore(VectorStore):
     ) -> None:
         """Opens the collection of `kb`, or makes it. `identity` names the embedder and its exact weights.
 
-        `hnsw` is for a collection that is made, and what can be changed later is changed in one that is opened to be
-        written.
+        `hnsw` is for a collection that is made; what of it can change later is changed in one that is there.
         Raises StoreError if there is no such collection, or if it was made with another embedder.
         """
         self.client = client
@@ -120,8 +116,9 @@ class ChromaStore(VectorStore):
         with self.client.writing(), in_plain_words(self.client):
             chroma, _ = self.client.current()
             metadata = {"kb": self.kb, "identity": self.identity}
+            graph = {"hnsw": self._hnsw.made_with()}
             made = chroma.get_or_create_collection(
-                name, configuration={"hnsw": self._hnsw.made_with()}, metadata=metadata, embedding_function=None
+                name, configuration=graph, metadata=metadata, embedding_function=None
             )
             held, wanted = made.configuration.get("hnsw") or {}, self._hnsw.changeable()
             if any(held.get(key) != value for key, value in wanted.items()):
@@ -276,38 +273,21 @@ class ChromaStore(VectorStore):
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """The k chunks nearest to a vector (d,) and their cosine similarities; `filter` is a Chroma `where`."""
-        if k < 1:
-            return []
-        found = self._read(
-            lambda collection: collection.query(
-                query_embeddings=cast(Any, [list(embedding)]),
-                n_results=k,
-                where=filter or None,
-                include=["documents", "metadatas", "distances"],
-            )
-        )
-        texts, metadatas, distances = found["documents"], found["metadatas"], found["distances"]
-        if texts is None or metadatas is None or distances is None:
-            return []
-        rows = zip(found["ids"][0], texts[0], metadatas[0], distances[0], strict=True)
-        scored = [
-            (document(name, text, metadata), max(-1.0, min(1.0, 1.0 - float(distance))))
-            for name, text, metadata, distance in rows
-            if text is not None
-        ]
-        return sorted(scored, key=lambda pair: -pair[1])
+        found = dict(self.nearest(embedding, k, filter))
+        return [(each, found[str(each.id)]) for each in self.get_by_ids(list(found))]
 
     def nearest(
         self, embedding: Sequence[float], k: int, where: dict[str, Any] | None = None
     ) -> list[tuple[str, float]]:
         """Ids and cosine similarities of the k chunks nearest to a vector (d,), best first; texts would take longer."""
+        if k < 1:
+            return []
         found = self._read(
             lambda collection: collection.query(
-                query_embeddings=cast(Any, [list(embedding)]), n_results=k, where=where, include=["distances"]
+                query_embeddings=cast(Any, [list(embedding)]), n_results=k, where=where or None, include=["distances"]
             )
         )
-        distances = (found["distances"] or [[]])[0]
-        near = [max(-1.0, min(1.0, 1.0 - float(distance))) for distance in distances]
+        near = [max(-1.0, min(1.0, 1.0 - float(distance))) for distance in (found["distances"] or [[]])[0]]
         return sorted(zip(found["ids"][0], near, strict=True), key=lambda pair: -pair[1])
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
@@ -317,9 +297,7 @@ class ChromaStore(VectorStore):
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """The chunks with these ids, in this order; unknown ids are left out."""
         names = list(dict.fromkeys(ids))
-        if not names:
-            return []
-        found = {each.id: each for each in self._get(ids=names)}
+        found = {each.id: each for each in self._get(ids=names)} if names else {}
         return [found[name] for name in names if name in found]
 
     def _get(self, **where: Any) -> list[Document]:
@@ -329,15 +307,14 @@ class ChromaStore(VectorStore):
 
     def similarities(self, embedding: Sequence[float], ids: Sequence[str]) -> dict[str, float]:
         """The cosine similarity of a vector (d,) and each of these chunks; unknown ids are left out."""
-        if not ids:
-            return {}
-        found = self._read(lambda collection: collection.get(ids=list(ids), include=["embeddings"]))
-        return dict(zip(found["ids"], cosines(embedding, found["embeddings"]), strict=True))
+        return self._similarities(embedding, ids=list(ids)) if ids else {}
 
     def similarities_of(self, embedding: Sequence[float], doc_ids: Sequence[str]) -> dict[str, float]:
         """The cosine similarity of a vector (d,) and every chunk of these documents, by the chunk's id."""
-        where: Any = {"doc_id": {"$in": list(doc_ids)}}
-        found = self._read(lambda collection: collection.get(where=where, include=["embeddings"]))
+        return self._similarities(embedding, where={"doc_id": {"$in": list(doc_ids)}})
+
+    def _similarities(self, embedding: Sequence[float], **which: Any) -> dict[str, float]:
+        found = self._read(lambda collection: collection.get(**which, include=["embeddings"]))
         return dict(zip(found["ids"], cosines(embedding, found["embeddings"]), strict=True))
 
     def chunks_of(self, doc_id: str) -> list[Document]:
