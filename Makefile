@@ -16,7 +16,7 @@ MODELS_FROM ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all eval check fix docs browser hooks peers bench-llama clean
+.PHONY: help setup run test test-all eval check fix docs browser hooks peers bench-llama bench-retrieval clean
 
 help:  ## lists the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -81,6 +81,9 @@ hooks: $(STAMP)  ## checks before every commit (pre-commit)
 
 peers: $(STAMP)  ## what the benchmarks compare with; compiles for some minutes
 	PIP_CONSTRAINT=constraints.txt $(PIP) install -qq -e ".[bench]"
+
+bench-retrieval: setup  ## search in up to a million chunks; building those takes an hour or two, once
+	$(BIN)/python bench/retrieval.py $(ARGS)
 
 bench-llama: setup peers  ## our engine beside llama.cpp and transformers; some minutes
 	$(BIN)/python bench/llama.py $(ARGS)

@@ -21,6 +21,7 @@ from vectorstore.errors import StoreError
 if TYPE_CHECKING:
     from langchain_core.retrievers import BaseRetriever
 
+    from ingest.filter import Filter
     from llama.decoding import Usage
     from llama.engine import Engine
     from llama.sampling import SamplingParams
@@ -86,7 +87,7 @@ class Backend(Protocol):
     def model_name(self) -> str: ...
     @property
     def engine(self) -> Engine: ...
-    def retriever(self, kb: str, k: int) -> BaseRetriever | None:
+    def retriever(self, kb: str, k: int, *, filter: Filter | None = None) -> BaseRetriever | None:
         """None for a knowledge base that exists but holds nothing; AppError for one that does not exist."""
 
 
@@ -98,6 +99,7 @@ class Question:
     kb: str
     k: int
     passages: Sequence[Document] | None = None
+    filter: Filter | None = None  # which documents it is asked of
 
 
 class Answerer:
@@ -107,10 +109,12 @@ class Answerer:
         self._backend, self._max_prompt_tokens = backend, max_prompt_tokens
         self._sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *STOPS), stop_loops=True)
 
-    def answer(self, question: str, kb: str, k: int, history: Sequence[Turn] = ()) -> Answer:
+    def answer(
+        self, question: str, kb: str, k: int, history: Sequence[Turn] = (), filter: Filter | None = None
+    ) -> Answer:
         """The whole answer at once. Raises AppError for a question that cannot be asked."""
         done = None
-        for event in self.stream(question, kb, k, history):
+        for event in self.stream(question, kb, k, history, filter=filter):
             done = event
         assert isinstance(done, Answer)
         return done
@@ -122,14 +126,16 @@ class Answerer:
         k: int,
         history: Sequence[Turn] = (),
         cancel: threading.Event | None = None,
+        filter: Filter | None = None,
     ) -> Iterator[list[Document] | str | Answer]:
         """First the retrieved chunks (a list), then pieces of text, at last the `Answer`.
 
         Setting `cancel` ends the generation at the next token; the answer then holds what was said until there,
         be it nothing.
+        `filter` says which documents are asked.
         Raises AppError for an empty or over-long question, and what the store or the model raise.
         """
-        found = self._retrieve(Question(question, kb, k))
+        found = self._retrieve(Question(question, kb, k, filter=filter))
         yield found.chunks
         if found.refusal is not None:
             yield found.refusal
@@ -176,7 +182,7 @@ class Answerer:
         if question.passages is not None:
             chunks, refusal = list(question.passages), REFUSAL
         else:
-            retriever = self._backend.retriever(question.kb, question.k)
+            retriever = self._backend.retriever(question.kb, question.k, filter=question.filter)
             chunks = [] if retriever is None else retriever.invoke(text)
             refusal = REFUSAL if retriever is not None else NOTHING_INDEXED
         return _Found(
@@ -256,6 +262,8 @@ def check_question(question: str) -> str:
     question = question.strip()
     if not question:
         raise AppError("the question is empty; ask something")
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in question):  # of bytes that are not UTF-8
+        raise AppError("the question is not Unicode text; write it in UTF-8")
     if len(question) > MAX_QUESTION_CHARACTERS:
         raise AppError(
             f"the question has {len(question):,} characters and at most {MAX_QUESTION_CHARACTERS:,} are taken; "

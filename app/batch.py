@@ -12,6 +12,8 @@ from typing import Any
 from app.answer import Answer, Answerer, Question, told
 from app.errors import AppError
 from app.lines import is_valid, read_lines
+from ingest.errors import IngestError
+from ingest.filter import Filter
 
 Row = dict[str, Any]
 WHOLE = {"id", "question", "answer", "refused", "citations", "retrieved", "model", "timings"}  # of an answer's line
@@ -25,6 +27,7 @@ class Item:
     question: str = ""
     kb: str | None = None
     extra: Row = field(default_factory=dict)
+    filter: Filter | None = None
     error: str | None = None
 
 
@@ -110,7 +113,22 @@ def _item(number: int, value: Any) -> Item:
     if kb is not None and not isinstance(kb, str):
         return Item(id_, question, error=f"line {number}: 'kb' is not text")
     extra = {"answers": value["answers"]} if "answers" in value else {}
-    return Item(id_, question, kb, extra)
+    try:
+        return Item(id_, question, kb, extra, filter=_filter(value.get("filter")))
+    except IngestError as error:
+        return Item(id_, question, kb, extra, error=f"line {number}: {error}")
+
+
+def _filter(value: Any) -> Filter | None:
+    """The filter of a line: an object, in a .csv file its JSON. Raises IngestError."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise IngestError(f"'filter' is not JSON ({error})") from error
+    if value is not None and not isinstance(value, dict):
+        raise IngestError('\'filter\' is not an object such as {"type": "pdf"}')
+    return None if value is None else Filter.of(value)
 
 
 def run(
@@ -121,11 +139,12 @@ def run(
     k: int,
     resume: bool = False,
     progress: Callable[[Row], None] = lambda row: None,
+    filter: Filter | None = None,
 ) -> tuple[int, int]:
     """Answers the items, several at once, and writes a line for each to `out`, in order, as soon as it is there.
 
     resume keeps the answers that `out` already holds and asks what is missing or failed.
-    Returns how many lines were answered and how many failed in this run.
+    `filter` is for items that have none. Returns how many lines were answered and how many failed in this run.
     Raises AppError when `out` cannot be written, and whatever stops every question (no model, for one).
     """
     done = _kept(out) if resume else {}
@@ -143,7 +162,7 @@ def run(
                 progress(same.pop(0))
             else:
                 todo.append(item)
-        for row in _in_order(answer_rows(todo, answerer, kb, k)):
+        for row in _in_order(answer_rows(todo, answerer, kb, k, filter)):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             answered, failed = answered + ("error" not in row), failed + ("error" in row)
@@ -151,7 +170,9 @@ def run(
     return answered, failed
 
 
-def answer_rows(items: Sequence[Item], answerer: Answerer, kb: str, k: int) -> Iterator[tuple[int, Row]]:
+def answer_rows(
+    items: Sequence[Item], answerer: Answerer, kb: str, k: int, filter: Filter | None = None
+) -> Iterator[tuple[int, Row]]:
     """(index, output line) of every item, as each is finished; several are answered side by side."""
     asked = []
     for index, item in enumerate(items):
@@ -159,7 +180,10 @@ def answer_rows(items: Sequence[Item], answerer: Answerer, kb: str, k: int) -> I
             yield index, {"id": item.id, "question": item.question, "error": item.error, **item.extra}
         else:
             asked.append(index)
-    questions = [Question(items[index].question, items[index].kb or kb, k) for index in asked]
+    questions = [
+        Question(each.question, each.kb or kb, k, filter=filter if each.filter is None else each.filter)
+        for each in (items[index] for index in asked)
+    ]
     for place, found in answerer.answer_batch(questions):
         item = items[asked[place]]
         result = found.to_json() if isinstance(found, Answer) else {"error": told(found)}

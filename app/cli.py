@@ -14,13 +14,14 @@ import click
 from app import config
 from app.cli_eval import eval_group
 from app.errors import AppError, Misuse
-from app.options import model_options, services
+from app.options import filter_options, model_options, services
 from ingest.errors import IngestError
 from llama.errors import LlamaError
 from vectorstore.errors import StoreError
 
 if TYPE_CHECKING:
     from app.answer import Answer
+    from ingest.filter import Filter
 
 USER_ERRORS = (AppError, IngestError, LlamaError, StoreError)
 
@@ -55,15 +56,20 @@ def serve(no_watch: bool, **overrides: Any) -> None:
 @click.option("--kb", metavar="NAME", help="Knowledge base (default: default).")
 @click.option("--k", type=click.IntRange(1, 50), metavar="N", help="Chunks to retrieve (default 4).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@filter_options
 @model_options
-def ask(question: str, as_json: bool, **overrides: Any) -> None:
-    """Answer QUESTION with citations; the text streams."""
+def ask(question: str, as_json: bool, filter: Filter | None, **overrides: Any) -> None:
+    """Answer QUESTION with citations; the text streams.
+
+    Options that name documents limit the search to those that match all of them; of --source, --type and --language
+    several may be given, and one of each is enough.
+    """
     from app.answer import Answer
 
     made = services(**overrides)
     settings = made.settings
     streamed = ""
-    for event in made.answerer.stream(question, settings.kb, settings.k):
+    for event in made.answerer.stream(question, settings.kb, settings.k, filter=filter):
         if isinstance(event, str) and not as_json:
             streamed += event
             click.echo(event, nl=False)
@@ -122,13 +128,14 @@ def kb_list(as_json: bool) -> None:
 
 @kb.command("status")
 @click.argument("name", required=False)
+@click.option("--index", is_flag=True, help="Only what the index costs: chunks, bytes on the disk and in memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def kb_status(name: str | None, as_json: bool) -> None:
-    """List the documents of knowledge base NAME (default: default) and how they stand."""
-    from app.ingestion import reader, status
+def kb_status(name: str | None, index: bool, as_json: bool) -> None:
+    """List the documents of knowledge base NAME (default: default), how they stand, and what the index costs."""
+    from app.ingestion import index_cost, reader, status
 
     settings = config.load_settings(kb=name)
-    click.echo(status(reader(settings), settings.kb, as_json))
+    click.echo((index_cost if index else status)(reader(settings), settings.kb, as_json))
 
 
 @kb.command("delete")
@@ -155,12 +162,15 @@ def kb_delete(name: str, sources: tuple[str, ...], yes: bool) -> None:
 @click.option(
     "--scores", type=click.Path(path_type=Path), help="Write the scores of lines with `answers` there (JSON)."
 )
+@filter_options
 @model_options
-def batch(file: Path, out: Path, resume: bool, scores: Path | None, **overrides: Any) -> None:
+def batch(file: Path, out: Path, resume: bool, scores: Path | None, filter: Filter | None, **overrides: Any) -> None:
     """Answer every question of a .jsonl, .csv or .txt file.
 
-    A line has `question`, and may have `id`, `kb` and `answers`. A line that cannot be answered gives a line with
-    `error`; the rest goes on, and the exit status is 0. Where lines have gold `answers`, the answers are scored.
+    A line has `question`, and may have `id`, `kb`, `answers` and `filter`: an object such as
+    {"type": "pdf", "after": "2026-01-31"}, which takes the place of the options that name documents. A line that
+    cannot be answered gives a line with `error`; the rest goes on, and the exit status is 0. Where lines have gold
+    `answers`, the answers are scored.
     """
     from app.batch import read_questions, run
     from app.evaluate.batch_scores import score_batch, summary, write_scores
@@ -170,11 +180,19 @@ def batch(file: Path, out: Path, resume: bool, scores: Path | None, **overrides:
     if out.exists() and out.samefile(file):
         raise AppError(f"{out} is the file with the questions; choose another for the answers with -o")
     made = services(**overrides)
-    made.retriever(made.settings.kb, made.settings.k)  # an unknown knowledge base or missing model stops the run now
+    # An unknown knowledge base, a missing model or a filter that nothing matches stops the run now.
+    made.retriever(made.settings.kb, made.settings.k, filter=filter)
     made.warm()
     with bar(len(items), "question") as advance:
         answered, failed = run(
-            items, out, made.answerer, made.settings.kb, made.settings.k, resume, lambda row: advance(1, str(row["id"]))
+            items,
+            out,
+            made.answerer,
+            made.settings.kb,
+            made.settings.k,
+            resume,
+            lambda row: advance(1, str(row["id"])),
+            filter,
         )
     kept = len(items) - answered - failed
     click.echo(f"{answered} answered, {failed} failed, {kept} kept from before; written to {out}", err=True)

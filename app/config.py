@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from app.errors import AppError
+from vectorstore.server import parts_of
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEFAULT_EMBEDDER = "all-MiniLM-L6-v2"
@@ -60,6 +61,11 @@ class Settings(BaseModel):
     kv_memory_mb: int = Field(384, ge=1, description="memory for keys and values: running answers, prefixes kept")
     threads: int = Field(0, ge=0, description="CPU threads; 0 leaves the choice to torch")
     seed: int = Field(0, ge=0, description="seed of sampling")
+    store: str = Field("", description="a Chroma server, as http://host:8000; without one, vectors lie under index/")
+    hnsw_neighbors: int = Field(24, ge=2, le=256, description="edges of a node in the graph of vectors (M)")
+    hnsw_ef_construction: int = Field(200, ge=1, description="nodes looked at when a vector is added")
+    hnsw_ef_search: int = Field(200, ge=1, description="nodes looked at in a search")
+    hnsw_sync: int = Field(1000, ge=2, description="chunks after which the graph is written to the disk")
     kb: str = Field("default", min_length=1, description="knowledge base used when none is named")
     k: int = Field(4, ge=1, le=50, description="chunks retrieved for a question")
     retrieval: Retrieval = Field(
@@ -90,6 +96,13 @@ class Settings(BaseModel):
     judge_model: str = Field("default", description="model that a judging endpoint is asked for")
     judge_api_key: str = Field("", description="key for a judging endpoint, if it wants one")
     password: str = Field("", description="asked for by the web UI; needed for any host but this machine")
+
+    @field_validator("store")
+    @classmethod
+    def _check_store(cls, value: str) -> str:
+        if value:
+            parts_of(value)
+        return value
 
     @property
     def inbox(self) -> Path:

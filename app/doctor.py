@@ -24,6 +24,8 @@ from app.config import Settings
 from app.model_info import kind_of
 from app.models import is_complete
 from vectorstore.errors import StoreError
+from vectorstore.place import place_of
+from vectorstore.server import parts_of
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -195,6 +197,9 @@ def _inbox(settings: Settings) -> Iterator[Row]:
 
 def _index(settings: Settings) -> Iterator[Row]:
     """Both databases are read, never written: a doctor must not disturb a running ingest."""
+    if settings.store:
+        yield _server(settings)
+        return
     manifest, chroma = settings.index / "manifest.sqlite", settings.index / "chroma" / "chroma.sqlite3"
     if not manifest.exists() and not chroma.exists():
         yield Row("index", "warn", "nothing is indexed yet", "run `paddock ingest`")
@@ -220,6 +225,25 @@ def _index(settings: Settings) -> Iterator[Row]:
     else:
         mend = "run `paddock ingest` unless it is running; if that does not help, `paddock ingest --rebuild`"
         yield Row("index", "warn", f"{told}; Chroma holds {held} chunks where the manifest notes {noted}", mend)
+
+
+def _server(settings: Settings) -> Row:
+    """Whether the Chroma server answers and has the collections that the manifest speaks of."""
+    place = place_of(settings.store, settings.index)
+    held = {}
+    try:
+        place.check()
+        if (settings.index / "manifest.sqlite").exists():
+            with _opened(settings.index / "manifest.sqlite") as database:
+                held = dict(database.execute("SELECT kb, collection_id FROM kbs").fetchall())
+        missing = [kb for kb, collection in sorted(held.items()) if place.collection_id(kb) != collection]
+    except StoreError as error:
+        return Row("index", "fail", str(error), f"start it: `chroma run --port {parts_of(settings.store)[1]}`")
+    except (OSError, sqlite3.Error) as error:
+        return Row("index", "fail", f"cannot be read ({error})", f"remove {settings.index} and run `paddock ingest`")
+    if missing:
+        return Row("index", "warn", f"{settings.store} does not have: {', '.join(missing)}", "run `paddock ingest`")
+    return Row("index", "ok", f"{settings.store} answers; knowledge bases: {len(held)}")
 
 
 def _keywords(settings: Settings) -> Iterator[Row]:

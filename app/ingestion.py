@@ -15,6 +15,7 @@ from app.progress import ingest_bar
 from ingest.inbox import is_document
 from ingest.loaders import LOADERS
 from ingest.report import Failure
+from vectorstore.place import place_of
 
 if TYPE_CHECKING:
     from app.config import Settings
@@ -110,7 +111,8 @@ def reader(settings: Settings) -> Ingestor:
     def closed(kb: str, create: bool) -> Any:
         raise AssertionError("a listing opens no index")
 
-    return Ingestor(settings.inbox, settings.index, cast("EmbedderLike", None), closed)
+    vectors = place_of(settings.store, settings.index)
+    return Ingestor(settings.inbox, settings.index, cast("EmbedderLike", None), closed, vectors=vectors)
 
 
 def list_kbs(ingestor: Ingestor, as_json: bool) -> str:
@@ -148,20 +150,51 @@ def status(ingestor: Ingestor, kb: str, as_json: bool) -> str:
     if not documents:
         return f"'{kb}' holds no documents; put some into {ingestor.folder(kb)} and run `paddock ingest`"
     rows = [(d.source, d.status, str(d.chunks), d.error or "") for d in documents]
-    return "\n".join([table([("DOCUMENT", "STATUS", "CHUNKS", ""), *rows]), "", keyword_state(ingestor, kb)])
+    state = [keyword_state(ingestor, kb), language_state(ingestor, kb), index_cost(ingestor, kb, False)]
+    return "\n".join([table([("DOCUMENT", "STATUS", "CHUNKS", ""), *rows]), "", *filter(None, state)])
+
+
+def language_state(ingestor: Ingestor, kb: str) -> str:
+    """The languages of a knowledge base's documents, a line; nothing without any."""
+    if missing := ingestor.manifest.without_languages(kb):
+        return f"languages: not known of {len(missing)} documents; run `paddock ingest` to find them"
+    return f"languages: {', '.join(found)}" if (found := ingestor.manifest.languages(kb)) else ""
+
+
+def index_cost(ingestor: Ingestor, kb: str, as_json: bool) -> str:
+    """What a knowledge base's index costs, a line. Raises AppError for an unknown one."""
+    require(ingestor, kb)
+    total = sum(ingestor.manifest.chunks(each) for each in ingestor.manifest.kbs())
+    keywords = keyword_folder_of(ingestor, kb)
+    costs = ingestor.vectors.costs(keywords, kb, ingestor.manifest.chunks(kb), total)
+    if as_json:
+        return json.dumps({"kb": kb, **costs.to_json()}, ensure_ascii=False)
+    said = [f"{costs.chunks} chunks"]
+    for name, size in (("vectors", costs.vectors), ("text", costs.text), ("keyword index", costs.keyword)):
+        said.append(f"{name} on the server" if size is None else f"{name} {size / 1e6:.1f} MB")
+    if costs.memory is not None:
+        said.append(f"about {costs.memory / 1e6:.0f} MB of memory while it is searched")
+    return f"index: {', '.join(said)}"
+
+
+def keyword_folder_of(ingestor: Ingestor, kb: str) -> Path:
+    """Where a knowledge base's keyword index lies."""
+    from vectorstore import keyword
+
+    return keyword.folder_of(ingestor.keyword, kb)
 
 
 def keyword_state(ingestor: Ingestor, kb: str) -> str:
     """What a knowledge base's keyword index holds and costs, or how to get one; a line."""
     from vectorstore import keyword
 
-    wanted, folder = ingestor.manifest.doc_ids(kb), keyword.folder_of(ingestor.keyword, kb)
+    wanted, folder = ingestor.manifest.doc_ids(kb), keyword_folder_of(ingestor, kb)
     found = keyword.read_id(folder)
     whole = found is not None and found == ingestor.manifest.keyword_index(kb)
     held = {doc_id for doc_id, done in ingestor.manifest.keywords(kb).items() if done} if whole else set()
     if not wanted <= held:
         return f"keyword index: {len(wanted & held)} of {len(wanted)} documents; run `paddock ingest` to complete it"
-    return f"keyword index: {len(wanted)} documents, {keyword.size_of(folder) / 1e6:.1f} MB"
+    return f"keyword index: all {len(wanted)} documents"
 
 
 def delete(ingestor: Ingestor, kb: str, sources: Sequence[str]) -> str:

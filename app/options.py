@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,30 @@ MODEL_OPTIONS = [
     ),
     click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of sampling (greedy decoding ignores it)."),
 ]
+
+
+FILTER_OPTIONS = [
+    click.option("--source", multiple=True, metavar="GLOB", help="Only documents with such a name or path: '2026/*'."),
+    click.option("--type", multiple=True, metavar="EXT", help="Only documents of this type: pdf."),
+    click.option("--after", metavar="DAY", help="Only documents modified on this day (2026-12-31) or later."),
+    click.option("--before", metavar="DAY", help="Only documents modified before this day."),
+    click.option("--language", multiple=True, metavar="CODE", help="Only documents in this language: en, zh."),
+]
+
+
+def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say which documents are asked; the command gets them as `filter`, None without any."""
+
+    @functools.wraps(command)
+    def filtered(*args: Any, **kwargs: Any) -> Any:
+        from ingest.filter import Filter
+
+        values = {name: kwargs.pop(name) for name in ("source", "type", "after", "before", "language")}
+        return command(*args, filter=Filter.of(values) or None, **kwargs)
+
+    for option in reversed(FILTER_OPTIONS):
+        filtered = option(filtered)
+    return filtered
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from app.config import Retrieval, Settings, limit_threads
@@ -13,15 +14,19 @@ from app.errors import AppError
 from ingest.embed import Embedder
 from ingest.sync import Ingestor
 from vectorstore.errors import StoreError
+from vectorstore.hnsw import Hnsw
+from vectorstore.place import place_of
 
 if TYPE_CHECKING:
     from langchain_core.retrievers import BaseRetriever
 
     from app.answer import Answerer
+    from ingest.filter import Filter
     from llama.chat_model import ChatLlama
     from llama.engine import Engine
     from llama.sampling import SamplingParams
     from vectorstore.keyword import KeywordIndex
+    from vectorstore.scope import Scope
     from vectorstore.store import ChromaStore
 
 
@@ -70,44 +75,75 @@ class Services:
                 chunk_tokens=settings.chunk_tokens,
                 chunk_overlap=settings.chunk_overlap,
                 max_file_mb=settings.max_file_mb,
+                vectors=place_of(settings.store, settings.index),
+                hnsw=self._hnsw,
             ),
         )
 
     @property
     def _client(self) -> Any:
-        from vectorstore.store import open_client
+        return self._once("client", self.ingestor.vectors.client)
 
-        return self._once("client", lambda: open_client(self.settings.index / "chroma"))
+    @property
+    def _hnsw(self) -> Hnsw:
+        chosen = self.settings
+        return Hnsw(chosen.hnsw_neighbors, chosen.hnsw_ef_construction, chosen.hnsw_ef_search, chosen.hnsw_sync)
 
     def store(self, kb: str, create: bool = False) -> ChromaStore:
         """The store of a knowledge base. Raises StoreError when it is absent, damaged or of another embedder."""
         from vectorstore.store import ChromaStore
 
-        return ChromaStore(self._client, kb, self.embedder, self.embedder.identity, create=create)
+        def opened() -> ChromaStore:
+            return ChromaStore(self._client, kb, self.embedder, self.embedder.identity, create, self._hnsw)
 
-    def retriever(self, kb: str, k: int, mode: Retrieval | None = None) -> BaseRetriever | None:
+        return opened() if create else self._once(f"store {kb}", opened)
+
+    def retriever(
+        self, kb: str, k: int, mode: Retrieval | None = None, *, filter: Filter | None = None
+    ) -> BaseRetriever | None:
         """The retriever of a knowledge base, by default in the mode of the settings; None while it holds nothing.
 
-        Raises AppError for an unknown knowledge base.
+        Raises AppError for an unknown knowledge base, and where no document matches the filter.
         """
         from vectorstore.retriever import Retriever
 
-        known = self.ingestor.kbs()
-        if kb not in known:
-            raise AppError(f"there is no knowledge base '{kb}'; known: {', '.join(known)}; see `paddock kb list`")
+        if not self.ingestor.knows(kb):
+            known = ", ".join(self.ingestor.kbs())
+            raise AppError(f"there is no knowledge base {kb[:80]!r}; known: {known}; see `paddock kb list`")
         manifest = self.ingestor.manifest
-        if not manifest.doc_ids(kb):
+        if not manifest.has_documents(kb):
             return None
+        if filter:
+            self._scope(kb, filter)  # a filter that nothing matches is told before anything is searched for
         return Retriever(
             store=self.store(kb),
             keyword=self._keyword(kb),
             mode=mode or self.settings.retrieval,
             k=k,
             min_score=self.settings.min_score,
-            visible=lambda doc_ids, version: manifest.known_docs(kb, doc_ids, version),
+            visible=lambda doc_ids, version: manifest.known_docs(kb, doc_ids, version, filter),
             version=manifest.version,
             coverage=self.embedder.coverage,
+            scope=partial(self._scope, kb, filter) if filter else None,
         )
+
+    def _scope(self, kb: str, filter: Filter) -> Scope:
+        """What a filter leaves of a knowledge base. Raises AppError where that is nothing."""
+        from vectorstore.scope import Scope
+
+        manifest = self.ingestor.manifest
+        documents, chunks = manifest.amount(kb, filter)
+        if not documents:
+            unknown = filter.language and manifest.without_languages(kb)
+            hint = "run `paddock ingest` to find their languages" if unknown else "; ".join(self._there_is(kb, filter))
+            raise AppError(f"no document of knowledge base {kb!r} matches the filter ({filter}); {hint}")
+        return Scope(chunks, chunks / manifest.amount(kb)[1], lambda: manifest.doc_ids(kb, filter))
+
+    def _there_is(self, kb: str, filter: Filter) -> Iterator[str]:
+        """What there would be instead."""
+        if filter.language:
+            yield f"their languages are: {', '.join(self.ingestor.manifest.languages(kb))}"
+        yield f"`paddock kb status {kb}` lists what there is"
 
     def _keyword(self, kb: str) -> KeywordIndex | None:
         """The keyword index of a knowledge base; None, and a line about it, where there is none that can be used."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ingest.errors import IngestError
+from ingest.filter import Filter
 
 MIGRATIONS = [
     """
@@ -31,6 +32,10 @@ MIGRATIONS = [
     """
     CREATE TABLE keywords (kb TEXT NOT NULL, doc_id TEXT NOT NULL, done INTEGER NOT NULL, PRIMARY KEY (kb, doc_id));
     CREATE TABLE keyword_indexes (kb TEXT PRIMARY KEY, id TEXT NOT NULL);
+    """,
+    """
+    ALTER TABLE files ADD COLUMN languages TEXT NOT NULL DEFAULT '';
+    ALTER TABLE kbs ADD COLUMN hnsw TEXT NOT NULL DEFAULT '';
     """,
 ]
 
@@ -53,6 +58,7 @@ class FileRow:
     settings: str  # loader, splitter and their parameters
     embedder: str
     ingested_at: float
+    languages: str = ""  # " en zh ", with a space around each; empty as long as nobody has looked
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,12 @@ class KbRow:
     kb: str
     collection_id: str
     embedder: str
+    hnsw: str = ""  # parameters of the graph that a collection can take over at any time
+
+
+def joined(languages: Sequence[str]) -> str:
+    """Languages as the table of files has them."""
+    return f" {' '.join(languages)} "
 
 
 class Manifest:
@@ -143,17 +155,21 @@ class Manifest:
 
     def kbs(self) -> list[str]:
         """Knowledge bases that have documents or a collection."""
-        found = self._do("SELECT kb FROM files UNION SELECT kb FROM kbs ORDER BY kb")
+        found = self._do(  # from name to name, not from file to file
+            "WITH RECURSIVE names (kb) AS (SELECT min(kb) FROM files UNION ALL "
+            "SELECT (SELECT min(kb) FROM files WHERE kb > names.kb) FROM names WHERE names.kb IS NOT NULL) "
+            "SELECT kb FROM names WHERE kb IS NOT NULL UNION SELECT kb FROM kbs ORDER BY kb"
+        )
         return [str(row[0]) for row in found]
 
     def kb(self, kb: str) -> KbRow | None:
         """The knowledge base's collection, if it has one."""
-        found = self._do("SELECT kb, collection_id, embedder FROM kbs WHERE kb = ?", (kb,))
+        found = self._do("SELECT kb, collection_id, embedder, hnsw FROM kbs WHERE kb = ?", (kb,))
         return KbRow(*found[0]) if found else None  # type: ignore[arg-type]
 
     def put_kb(self, row: KbRow) -> None:
         """Adds or replaces."""
-        self._do("INSERT OR REPLACE INTO kbs VALUES (?, ?, ?)", astuple(row))
+        self._do("INSERT OR REPLACE INTO kbs VALUES (?, ?, ?, ?)", astuple(row))
 
     def forget(self, kb: str, imports: bool = False) -> None:
         """Drops all that is known of a knowledge base; what was imported from where only if asked."""
@@ -183,16 +199,39 @@ class Manifest:
         """Whether a document has this id."""
         return bool(self._do("SELECT 1 FROM files WHERE kb = ? AND doc_id = ?", (kb, doc_id)))
 
-    def known_docs(self, kb: str, doc_ids: Sequence[str], version: int) -> set[str]:
-        """Those of these ids that documents have, and had at that version.
+    def known_docs(self, kb: str, doc_ids: Sequence[str], version: int, only: Filter | None = None) -> set[str]:
+        """Those of these ids that documents have, and had at that version, if `only` lets them through.
 
         What is half written or replaced has none; what became whole later may have been seen in part.
         """
+        limits, values = (only or Filter()).conditions()
         found = self._do(
-            "SELECT doc_id FROM files WHERE kb = ? AND rowid <= ? AND doc_id IN (SELECT value FROM json_each(?))",
-            (kb, version, json.dumps(list(doc_ids))),
+            "SELECT doc_id FROM files WHERE kb = ? AND rowid <= ? AND doc_id IN (SELECT value FROM json_each(?))"
+            + limits,
+            (kb, version, json.dumps(list(doc_ids)), *values),
         )
         return {str(row[0]) for row in found}
+
+    def amount(self, kb: str, only: Filter | None = None) -> tuple[int, int]:
+        """How many documents are indexed, and how many chunks they have; of those that `only` lets through."""
+        limits, values = (only or Filter()).conditions()
+        sql = "SELECT count(*), coalesce(sum(chunks), 0) FROM files WHERE kb = ? AND doc_id <> ''"
+        documents, chunks = self._do(sql + limits, (kb, *values))[0]
+        return int(str(documents)), int(str(chunks))
+
+    def languages(self, kb: str) -> list[str]:
+        """The languages of the knowledge base's documents, sorted."""
+        found = self._do("SELECT DISTINCT languages FROM files WHERE kb = ? AND doc_id <> ''", (kb,))
+        return sorted({name for row in found for name in str(row[0]).split()})
+
+    def without_languages(self, kb: str) -> list[str]:
+        """Ids of indexed documents whose languages nobody has looked for: indexed by an earlier version."""
+        found = self._do("SELECT doc_id FROM files WHERE kb = ? AND doc_id <> '' AND languages = ''", (kb,))
+        return [str(row[0]) for row in found]
+
+    def put_languages(self, kb: str, doc_id: str, languages: Sequence[str]) -> None:
+        """Notes the languages of a document."""
+        self._do("UPDATE files SET languages = ? WHERE kb = ? AND doc_id = ?", (joined(languages), kb, doc_id))
 
     def version(self) -> int:
         """Grows with every document that is added or replaced: SQLite gives such a row the highest number."""
@@ -239,9 +278,15 @@ class Manifest:
 
     # -- the keyword index: which documents it has; see ingest.keywords ---------------------------------------------
 
-    def doc_ids(self, kb: str) -> set[str]:
-        """Ids of all documents that are indexed."""
-        return {str(row[0]) for row in self._do("SELECT doc_id FROM files WHERE kb = ? AND doc_id <> ''", (kb,))}
+    def has_documents(self, kb: str) -> bool:
+        """Whether any document is indexed."""
+        return bool(self._do("SELECT 1 FROM files WHERE kb = ? AND doc_id > '' LIMIT 1", (kb,)))
+
+    def doc_ids(self, kb: str, only: Filter | None = None) -> set[str]:
+        """Ids of all documents that are indexed; of those that `only` lets through."""
+        limits, values = (only or Filter()).conditions()
+        found = self._do("SELECT doc_id FROM files WHERE kb = ? AND doc_id <> ''" + limits, (kb, *values))
+        return {str(row[0]) for row in found}
 
     def keyword_index(self, kb: str) -> str | None:
         """The identity of the keyword index that the notes are about."""

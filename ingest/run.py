@@ -15,13 +15,12 @@ from ingest import chunk
 from ingest.errors import IngestError
 from ingest.inbox import DEFAULT_KB, InboxFile, Scan
 from ingest.keywords import KeywordFollower
+from ingest.language import languages_of
 from ingest.loaders import load, loader_of
-from ingest.manifest import FileRow, KbRow
+from ingest.manifest import FileRow, KbRow, joined
 from ingest.report import Event, Failure, Progress, Report
-from vectorstore.check import is_sound
-from vectorstore.client import check_database
 from vectorstore.errors import other_embedder
-from vectorstore.marker import read_marker
+from vectorstore.rows import chunk_id
 
 if TYPE_CHECKING:
     from ingest.sync import Ingestor
@@ -85,6 +84,7 @@ class Run:
             self.report.deleted += 1
         self._collect_garbage()
         self.report.keyworded = self.keywords.follow(self._stored)
+        self._add_languages()
         self.report.chunks = self.manifest.chunks(self.kb)
         self.report.failed.sort(key=lambda failure: failure.source)
         self._drop_if_gone()
@@ -103,7 +103,7 @@ class Run:
         """The collection, opened or made at its first use."""
         if self._store is None:
             self._store = self.ingestor.open_store(self.kb, True)
-            row = KbRow(self.kb, self._store.collection_id, self.ingestor.embedder.identity)
+            row = KbRow(self.kb, self._store.collection_id, self.ingestor.embedder.identity, str(self.ingestor.hnsw))
             if self.manifest.kb(self.kb) != row:
                 self.manifest.put_kb(row)
         return self._store
@@ -111,13 +111,15 @@ class Run:
     def _check_collection(self) -> None:
         """Starts anew if the collection is not the one that the manifest speaks of (index or manifest moved away)."""
         known = self.manifest.kb(self.kb)
-        marker = read_marker(self.ingestor.chroma, self.kb)
-        if self.rebuild or marker != (known.collection_id if known else None):
+        held = self.ingestor.vectors.collection_id(self.kb)
+        if self.rebuild or held != (known.collection_id if known else None):
             self._start_anew()
         elif known and known.embedder != self.ingestor.embedder.identity:
             raise other_embedder(self.kb, known.embedder, self.ingestor.embedder.identity)
+        elif known and known.hnsw != str(self.ingestor.hnsw):
+            assert self.store  # opened to be written, it takes over the graph's parameters
         # A run with nothing to do opens no index, and must not call a damaged one unchanged.
-        check_database(self.ingestor.chroma)
+        self.ingestor.vectors.check()
 
     def _start_anew(self) -> None:
         """Empties the index of this knowledge base; then every file has to be read, whatever was asked for."""
@@ -126,7 +128,7 @@ class Run:
         self.only = None
 
     def _finish_killed_run(self) -> None:
-        if self.manifest.garbage(self.kb) and not is_sound(self.ingestor.chroma, self.kb):
+        if self.manifest.garbage(self.kb) and not self.ingestor.vectors.is_sound(self.kb):
             # Killed while Chroma wrote its vectors, which it does in place: only making them again helps.
             self._start_anew()
         self._collect_garbage()
@@ -140,6 +142,12 @@ class Run:
         """A document's chunks as the store has them."""
         self._tell("keywords", self.manifest.source_of(self.kb, doc_id) or "")
         return self.store.chunks_of(doc_id)
+
+    def _add_languages(self) -> None:
+        """Those of documents that were indexed before languages were looked for."""
+        for doc_id in self.manifest.without_languages(self.kb):
+            found = languages_of(each.page_content for each in self.store.chunks_of(doc_id))
+            self.manifest.put_languages(self.kb, doc_id, found)
 
     def _collect_garbage(self) -> None:
         doc_ids = self.manifest.garbage(self.kb)
@@ -273,7 +281,7 @@ class Run:
         documents, chunks = self._chunks(file)
         doc_id = self._free_id(seen)
         for ordinal, each in enumerate(chunks):
-            each.id = f"{doc_id}-{ordinal:05d}"
+            each.id = chunk_id(doc_id, ordinal)
             each.metadata.update(chunk_id=each.id, doc_id=doc_id, source=file.source, ordinal=ordinal, kb=self.kb)
         store = self.store
         self.manifest.add_garbage(self.kb, doc_id)
@@ -290,6 +298,7 @@ class Run:
             pages=max(pages, default=None),
             status="indexed",
             error=_unread(documents),
+            languages=joined(languages_of(each.page_content for each in chunks)),
         )
         with self.manifest.transaction():
             self.manifest.put_file(seen)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from ingest.errors import IngestError
 from ingest.imports import Importer
 from ingest.inbox import (
+    DEFAULT_KB,
     Inbox,
     check_file_name,
     check_kb_name,
@@ -30,6 +31,8 @@ from ingest.inbox import (
 from ingest.manifest import Manifest
 from ingest.report import DocumentStatus, Event, Failure, Progress, Report
 from ingest.run import Run
+from vectorstore.hnsw import DEFAULT_HNSW, Hnsw
+from vectorstore.place import Place, place_of
 
 if TYPE_CHECKING:
     from vectorstore.store import ChromaStore
@@ -61,8 +64,13 @@ class Ingestor:
         chunk_tokens: int = 200,
         chunk_overlap: int = 32,
         max_file_mb: int = 200,
+        vectors: Place | None = None,
+        hnsw: Hnsw = DEFAULT_HNSW,
     ) -> None:
-        """`open_store(kb, create)` opens a collection of the index in `index`/chroma; it is called only when needed."""
+        """`open_store(kb, create)` opens a collection of `vectors` (default: the folder `index`/chroma).
+
+        It is called only when needed; `hnsw` is what it makes collections with.
+        """
         self.inbox = Inbox(inbox)
         self.index = index
         self.embedder = embedder
@@ -70,13 +78,10 @@ class Ingestor:
         self.chunk_tokens = chunk_tokens
         self.chunk_overlap = chunk_overlap
         self.max_file_mb = max_file_mb
+        self.vectors = vectors or place_of("", index)
+        self.hnsw = hnsw
         self._opening = threading.Lock()
         self.listener: Callable[[str, Event], None] | None = None  # hears of every sync here, whoever asked for it
-
-    @property
-    def chroma(self) -> Path:
-        """The vector store's folder."""
-        return self.index / "chroma"
 
     @property
     def keyword(self) -> Path:
@@ -128,9 +133,13 @@ class Ingestor:
         """The folder that sources of this knowledge base are relative to."""
         return self.inbox.folder(kb)
 
+    def knows(self, kb: str) -> bool:
+        """Whether there is such a knowledge base; reads no large folder for one that is indexed."""
+        return kb == DEFAULT_KB or self.manifest.kb(kb) is not None or kb in self.kbs()
+
     def _check_known(self, kb: str) -> None:
-        known = self.kbs()
-        if kb not in known:
+        if not self.knows(kb):
+            known = self.kbs()
             raise IngestError(f"there is no knowledge base '{kb[:80]}'; there are: {', '.join(known)}")
 
     def documents(self, kb: str) -> list[DocumentStatus]:
@@ -251,11 +260,6 @@ class Ingestor:
     def drop_collection(self, kb: str) -> None:
         """Removes the knowledge base's collection and keyword index, if any; the writer's lock must be held."""
         from vectorstore import keyword
-        from vectorstore.marker import DATABASE
 
         keyword.drop(keyword.folder_of(self.keyword, kb))
-
-        if (self.chroma / DATABASE).exists():
-            from vectorstore.store import drop_kb, open_client
-
-            drop_kb(open_client(self.chroma), kb)
+        self.vectors.drop(kb)

@@ -4,8 +4,8 @@ Everything is brought to one form first: NFKC, case and accents folded, traditio
 ones, one by one. Then words of letters are stemmed (Porter's English stemmer as Snowball has it; it leaves most words
 of other languages whole), and scripts that put no spaces between words become overlapping pairs of characters, Chinese
 single characters beside them. Numbers, codes and identifiers stay whole, and their parts are terms too: RS-232C is
-found by rs232c, by rs and by 232. There is no list of stop words: BM25 gives words that stand everywhere next to no
-weight, and a question of nothing else still finds something.
+found by rs232c, by rs232, by rs and by 232. There is no list of stop words: BM25 gives words that stand everywhere
+next to no weight, and a question of nothing else still finds something.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import pairwise
 import regex
 import Stemmer
 
-VERSION = 1  # a higher number makes keyword indexes be built again, from the passages that are stored
+VERSION = 2  # a higher number makes keyword indexes be built again, from the passages that are stored
 MOST_PIECES = 8  # a hash or a key falls into more, which nobody looks for
 LONG_NUMBER = 7  # digits from which hyphens only group: dates, telephone numbers, ISBN
 LONGEST = 64  # characters of a term; what is beyond is cut off, on both sides
@@ -92,6 +92,8 @@ def _of_word(word: str) -> tuple[str, ...]:
             found += [part for part in parts if part not in pieces]  # 232c of rs-232c
         if len(pieces) <= MOST_PIECES:
             found += pieces
+            joined = (one + other for one, other in pairwise(pieces) if one.isnumeric() != other.isnumeric())
+            found += [each for each in joined if each not in found]  # rs232 of rs-232c
     return tuple(_stem(each)[:LONGEST] for each in found)
 
 

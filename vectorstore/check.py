@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vectorstore.client import IndexClient
 
 SECONDS = 600
 
@@ -22,9 +26,26 @@ def is_sound(folder: Path, kb: str) -> bool:
     return done.returncode == 0
 
 
+def has_all_vectors(client: IndexClient, kb: str) -> bool:
+    """Whether each chunk of the knowledge base has a vector and a search finds chunks. Raises StoreError."""
+    from vectorstore.store import WRITE_BATCH, in_plain_words
+
+    with in_plain_words(client):
+        chroma, _ = client.current()
+        collection = chroma.get_collection(client.collection_of(kb), embedding_function=None)
+        count, start, vector = collection.count(), 0, None
+        while start < count:
+            page = collection.get(limit=WRITE_BATCH, offset=start, include=["embeddings"])
+            if not page["ids"] or len(page["embeddings"]) != len(page["ids"]):
+                return False
+            start, vector = start + len(page["ids"]), page["embeddings"][0]
+        k = min(count, 100)
+        return vector is None or len(collection.query(query_embeddings=[vector], n_results=k)["ids"][0]) == k
+
+
 def main(folder: str, kb: str) -> int:
     """0 if the collection can be read in full."""
-    from vectorstore.store import has_all_vectors, open_client
+    from vectorstore.store import open_client
 
     return 0 if has_all_vectors(open_client(Path(folder)), kb) else 1
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vectorstore.errors import StoreError
-from vectorstore.marker import DATABASE, sweep_markers
+from vectorstore.marker import DATABASE, collection_name, remove_marker, sweep_markers, write_marker
 
 STAMP = "changed"  # the file with the stamp of the last write
 
@@ -75,6 +75,22 @@ class IndexClient:
                 self._stamp = (self._inode(), stamp[1])
                 self.generation += 1
             return self._chroma, self.generation
+
+    def collection_of(self, kb: str) -> str:
+        """The name of a knowledge base's collection."""
+        return collection_name(kb)
+
+    def note(self, kb: str, collection_id: str) -> None:
+        """Remembers a collection's id where it can be read without chromadb."""
+        write_marker(self.folder, kb, collection_id)
+
+    def forget(self, kb: str) -> None:
+        """Forgets a knowledge base's collection."""
+        remove_marker(self.folder, kb)
+
+    def unusable(self, cause: object) -> StoreError:
+        """The error for what Chroma cannot do with the index."""
+        return unusable(self.folder, cause)
 
     def reopen(self) -> None:
         """The next access opens the index anew."""

@@ -201,20 +201,27 @@ class KeywordIndex:
         whole = kept + absent
         return Terms(names, (1 + K1) * whole, kept / whole if whole else 0.0)
 
-    def search(self, terms: Terms, k: int) -> list[Hit]:
-        """The k chunks of the highest BM25 score, best first; none has score 0."""
-        return self._hits(self._any_of(terms), terms, k) if terms.names else []
+    def search(self, terms: Terms, k: int, doc_ids: Sequence[str] | None = None) -> list[Hit]:
+        """The k chunks of the highest BM25 score, best first; none has score 0. With `doc_ids`, of these documents."""
+        if not terms.names:
+            return []
+        wanted = self._any_of(terms)
+        return self._hits(wanted if doc_ids is None else self._among("doc_id", doc_ids, wanted), terms, k)
 
     def scores(self, terms: Terms, chunk_ids: Sequence[str]) -> dict[str, float]:
         """The score of each of these chunks, as `search` gives it; 0 for those without any of the terms."""
-        from tantivy import Occur, Query
-
         found = dict.fromkeys(chunk_ids, 0.0)
         if terms.names and found:
-            among = Query.const_score_query(Query.term_set_query(_schema(), "chunk_id", list(found)), 0.0)
-            both = Query.boolean_query([(Occur.Must, among), (Occur.Must, self._any_of(terms))])
-            found.update((hit.chunk_id, hit.score) for hit in self._hits(both, terms, len(found)))
+            query = self._among("chunk_id", list(found), self._any_of(terms))
+            found.update((hit.chunk_id, hit.score) for hit in self._hits(query, terms, len(found)))
         return found
+
+    def _among(self, field: str, names: Sequence[str], query: Any) -> Any:
+        """The query, of chunks that have one of the names in a field; that adds nothing to their scores."""
+        from tantivy import Occur, Query
+
+        among = Query.const_score_query(Query.term_set_query(_schema(), field, list(names)), 0.0)
+        return Query.boolean_query([(Occur.Must, among), (Occur.Must, query)])
 
     def _any_of(self, terms: Terms) -> Any:
         from tantivy import Occur, Query

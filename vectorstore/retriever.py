@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -12,10 +13,13 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field
 
 from vectorstore.fusion import Candidates, Fusion, default_fusion
-from vectorstore.keyword import Hit, KeywordIndex
+from vectorstore.keyword import Hit, KeywordIndex, Terms
+from vectorstore.rows import doc_of
+from vectorstore.scope import DEEPEST, Scope
 from vectorstore.store import ChromaStore
 
 Whole = Callable[[Sequence[str]], set[str]]  # ids of documents -> those that are whole
+T = TypeVar("T")
 Mode = Literal["dense", "keyword", "hybrid"]
 DEPTH = 50  # candidates of each side
 TRIES = 4  # to search while no document changes
@@ -33,11 +37,39 @@ def fully(text: str) -> float:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Candidates as passages, and as what the fusion judges by, in the same order."""
+class View:
+    """What a question may see: documents that are whole, and those of a filter."""
 
-    passages: list[Document]
+    whole: Whole = set
+    scope: Scope | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Candidates by their ids, and as what the fusion judges by, in the same order."""
+
+    store: ChromaStore
+    names: list[str]
     judged: Candidates
+
+    def take(self, places: Sequence[int], **scores: Sequence[float]) -> list[Document]:
+        """The passages at these places, in this order, with further scores of each; what is gone is left out."""
+        texts = {str(each.id): each for each in self.store.get_by_ids([self.names[i] for i in places])}
+        return [
+            _passage(
+                texts[self.names[i]],
+                score=self.judged.cosines[i],
+                keyword_score=self.judged.shares[i],
+                **{name: values[n] for name, values in scores.items()},
+            )
+            for n, i in enumerate(places)
+            if self.names[i] in texts
+        ]
+
+    @property
+    def passages(self) -> list[Document]:
+        """All of them. Their texts are read each time, which takes longer than to find them."""
+        return self.take(range(len(self.names)))
 
 
 class Retriever(BaseRetriever):
@@ -58,45 +90,46 @@ class Retriever(BaseRetriever):
     min_match: float = Field(
         default=0.35, ge=0.0, le=1.0, description="in hybrid mode nothing is found without a passage of either limit"
     )
-    visible: Callable[[Sequence[str], int], set[str]] = Field(
-        everything, description="which documents (ids) are whole, and were at that version"
+    visible: Callable[..., set[str]] = Field(
+        everything, description="(doc_ids, version): which of them are whole, and were at that version"
     )
     version: Callable[[], int] = Field(lambda: 0, description="grows whenever a document becomes whole")
     coverage: Callable[[str], float] = Field(fully, description="share of a text that the embedder's vocabulary knows")
     fusion: Fusion = Field(default_factory=default_fusion)
+    scope: Callable[[], Scope] | None = Field(None, description="of a filter, which `visible` then knows as well")
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         for _ in range(TRIES):
             before = self.version()
-            found = self._found(query, lambda doc_ids: self.visible(doc_ids, before))  # noqa: B023
+            whole = partial(self.visible, version=before)
+            found = self._found(query, View(whole, self.scope() if self.scope else None))
             if self.version() == before:
                 break  # else a document that was replaced just now is in neither of its versions
         return found
 
-    def _found(self, query: str, whole: Whole) -> list[Document]:
+    def _found(self, query: str, view: View) -> list[Document]:
         if self.keyword is None or self.mode == "dense":
-            return self._dense(query, whole)
+            return self._dense(query, view)
         by = self._words if self.mode == "keyword" else self._both
-        return by(query, self.keyword, whole)
+        return by(query, self.keyword, view)
 
     # -- modes -----------------------------------------------------------------------------------------------------
 
-    def _dense(self, query: str, whole: Whole) -> list[Document]:
-        found = self._near(self.store.embed(query), self.k, whole)
-        return [_passage(each, score=score) for each, score in found if score >= self.min_score]
+    def _dense(self, query: str, view: View) -> list[Document]:
+        found = {
+            name: near for name, near in self._near(self.store.embed(query), self.k, view) if near >= self.min_score
+        }
+        return [_passage(each, score=found[str(each.id)]) for each in self.store.get_by_ids(list(found))]
 
-    def _words(self, query: str, index: KeywordIndex, whole: Whole) -> list[Document]:
-        terms = index.analyse(query)
-        hits = self._whole(lambda n: index.search(terms, n), lambda hit: hit.doc_id, self.k, whole)
-        texts = {str(each.id): each for each in self.store.get_by_ids([hit.chunk_id for hit in hits])}
+    def _words(self, query: str, index: KeywordIndex, view: View) -> list[Document]:
+        found = {hit.chunk_id: hit.score for hit in self._hits(index, index.analyse(query), self.k, view)}
         return [
-            _passage(texts[hit.chunk_id], score=hit.score, keyword_score=hit.score)
-            for hit in hits
-            if hit.chunk_id in texts
+            _passage(each, score=found[str(each.id)], keyword_score=found[str(each.id)])
+            for each in self.store.get_by_ids(list(found))
         ]
 
-    def _both(self, query: str, index: KeywordIndex, whole: Whole) -> list[Document]:
-        found = self.candidates(query, index, whole)
+    def _both(self, query: str, index: KeywordIndex, view: View) -> list[Document]:
+        found = self.candidates(query, index, view)
         # Of the question, not of each passage: one that is right may be below both limits beside one that is not.
         if not any(
             near >= self.min_score or words >= self.min_match
@@ -104,53 +137,78 @@ class Retriever(BaseRetriever):
         ):
             return []
         ranked = self.fusion.ranked(found.judged)[: self.k]
-        return [_passage(found.passages[i], relevance=relevance) for i, relevance in ranked]
+        return found.take([i for i, _ in ranked], relevance=[relevance for _, relevance in ranked])
 
-    def candidates(self, query: str, index: KeywordIndex, whole: Whole = set) -> Found:
+    def candidates(self, query: str, index: KeywordIndex, view: View = View()) -> Found:
         """What either side finds, judged by both, in no order that matters."""
         depth = max(DEPTH, 2 * self.k)
         vector, terms = self.store.embed(query), index.analyse(query)
-        near = self._near(vector, depth, whole)
-        hits: list[Hit] = self._whole(lambda n: index.search(terms, n), lambda hit: hit.doc_id, depth, whole)
-        passages = {str(each.id): each for each, _ in near}
-        cosines = {str(each.id): score for each, score in near}
-        shares = {hit.chunk_id: hit.score for hit in hits}
-        new = [name for name in shares if name not in cosines]
-        passages.update((str(each.id), each) for each in self.store.get_by_ids(new))
-        cosines.update(self.store.similarities(vector, new))
+        cosines = dict(self._near(vector, depth, view))
+        shares = {hit.chunk_id: hit.score for hit in self._hits(index, terms, depth, view)}
+        cosines.update(self.store.similarities(vector, [name for name in shares if name not in cosines]))
         shares.update(index.scores(terms, [name for name in cosines if name not in shares]))
-        names = [name for name in cosines if name in passages]  # Chroma may have lost a chunk just now
+        names = list(cosines)
         judged = Candidates(
             [cosines[name] for name in names],
             [shares[name] for name in names],
             known=terms.known,
             covered=self.coverage(query),
         )
-        scored = [_passage(passages[name], score=cosines[name], keyword_score=shares[name]) for name in names]
-        return Found(scored, judged)
+        return Found(self.store, names, judged)
 
     # -- whole documents only --------------------------------------------------------------------------------------
 
-    def _near(self, vector: list[float], n: int, whole: Whole) -> list[tuple[Document, float]]:
+    def _near(self, vector: list[float], n: int, view: View) -> list[tuple[str, float]]:
         return self._whole(
-            lambda m: self.store.similarity_search_by_vector_with_score(vector, m),
-            lambda pair: str(pair[0].metadata.get("doc_id")),
+            lambda m: self.store.nearest(vector, m),
+            lambda m, scope: scope.nearest(self.store, vector, m),
+            lambda pair: doc_of(pair[0]),
             n,
-            whole,
+            view,
+        )
+
+    def _hits(self, index: KeywordIndex, terms: Terms, n: int, view: View) -> list[Hit]:
+        return self._whole(
+            lambda m: index.search(terms, m),
+            lambda m, scope: index.search(terms, m, scope.doc_ids),
+            lambda hit: hit.doc_id,
+            n,
+            view,
         )
 
     def _whole(
-        self, search: Callable[[int], list[Any]], doc_of: Callable[[Any], str], n: int, whole: Whole
-    ) -> list[Any]:
-        """The first n results that belong to whole documents; looks further where others take their places."""
-        asked = n
-        while True:
-            found = search(asked)
-            known = whole([doc_of(each) for each in found])
-            kept = [each for each in found if doc_of(each) in known]
-            if len(kept) >= n or len(found) < asked or asked >= MOST:
-                return kept[:n]
-            asked *= 4
+        self,
+        everywhere: Callable[[int], list[T]],
+        inside: Callable[[int, Scope], list[T]],
+        doc_of: Callable[[T], str],
+        n: int,
+        view: View,
+    ) -> list[T]:
+        """The first n results that belong to whole documents in scope; of all documents, or searched for inside it."""
+        scope = view.scope
+        if scope is not None and not scope.narrow:
+            kept, enough = _first(everywhere, doc_of, n, view.whole, scope.asked(n), DEEPEST)
+            if enough:
+                return kept
+        search = everywhere if scope is None else lambda m: inside(m, scope)
+        return _first(search, doc_of, n, view.whole, n, MOST)[0]
+
+
+def _first(
+    search: Callable[[int], list[T]], doc_of: Callable[[T], str], n: int, whole: Whole, asked: int, most: int
+) -> tuple[list[T], bool]:
+    """The first n results that belong to whole documents, and whether no more could be found.
+
+    Begins with `asked` results and looks further, up to about `most`, where others take their places.
+    """
+    while True:
+        found = search(asked)
+        known = whole([doc_of(each) for each in found])
+        kept = [each for each in found if doc_of(each) in known]
+        enough = len(kept) >= n or len(found) < asked
+        if enough or asked >= most:
+            return kept[:n], enough
+        asked *= 4
 
 
 def _passage(found: Document, **scores: float) -> Document:

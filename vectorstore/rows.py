@@ -9,6 +9,16 @@ import numpy as np
 from langchain_core.documents import Document
 
 
+def chunk_id(doc_id: str, ordinal: int) -> str:
+    """The id of a document's chunk: it says whose it is, which spares asking."""
+    return f"{doc_id}-{ordinal:05d}"
+
+
+def doc_of(name: str) -> str:
+    """The id of the document that a chunk is of."""
+    return name.rpartition("-")[0] or name
+
+
 def storable(metadata: dict[str, Any]) -> dict[str, Any] | None:
     """Chroma takes no empty values and no empty metadata."""
     return {key: value for key, value in metadata.items() if value is not None} or None

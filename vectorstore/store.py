@@ -9,8 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from chromadb import HttpClient
 from chromadb.api import ClientAPI
-from chromadb.api.client import Client
+from chromadb.api.client import Client as ChromaClient
 from chromadb.api.models.Collection import Collection
 from chromadb.api.types import GetResult
 from chromadb.config import Settings, System
@@ -19,14 +20,15 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
-from vectorstore.client import IndexClient, shared_client, unusable
+from vectorstore.client import IndexClient, shared_client
 from vectorstore.errors import StoreError, other_embedder
-from vectorstore.marker import collection_name, remove_marker, write_marker
+from vectorstore.hnsw import DEFAULT_HNSW, Hnsw
 from vectorstore.rows import batches, cosines, document, storable
+from vectorstore.server import ServerClient
 
 T = TypeVar("T")
+Client = IndexClient | ServerClient
 
-HNSW = {"space": "cosine", "ef_construction": 200, "ef_search": 200, "max_neighbors": 24}
 WRITE_BATCH = 1000
 
 
@@ -34,7 +36,7 @@ def _connect(folder: Path) -> ClientAPI:
     """A client with a state of its own; PersistentClient would hand out the same stale state for the same path."""
     system = System(Settings(anonymized_telemetry=False, is_persistent=True, persist_directory=str(folder)))
     system.start()
-    client = Client.from_system(system)
+    client = ChromaClient.from_system(system)
     client.count_collections()
     return client
 
@@ -44,8 +46,14 @@ def open_client(folder: Path) -> IndexClient:
     return shared_client(folder, _connect)
 
 
+def open_server(url: str, owner: str) -> ServerClient:
+    """Opens the index of an installation (its id is `owner`) on a Chroma server. Raises StoreError."""
+    quiet = Settings(anonymized_telemetry=False)
+    return ServerClient(url, owner, lambda host, port, secure: HttpClient(host, port, secure, settings=quiet))
+
+
 @contextmanager
-def _in_plain_words(folder: Path) -> Iterator[None]:
+def in_plain_words(client: Client) -> Iterator[None]:
     """Turns Chroma's errors into StoreError; NotFoundError passes, as it means different things to callers."""
     try:
         yield
@@ -54,39 +62,25 @@ def _in_plain_words(folder: Path) -> Iterator[None]:
     except InvalidArgumentError as error:
         raise StoreError(f"the index does not take this: {error}") from error
     except Exception as error:
-        raise unusable(folder, error) from error
+        raise client.unusable(error) from error
 
 
-def list_kbs(client: IndexClient) -> list[str]:
-    """Names of the knowledge bases that have a collection."""
-    with _in_plain_words(client.folder):
-        chroma, _ = client.current()
-        found = [(each.metadata or {}).get("kb") for each in chroma.list_collections()]
-    return sorted(str(name) for name in found if name is not None)
+def find_collection(client: Client, kb: str) -> str | None:
+    """The id of the knowledge base's collection; None if there is none. Raises StoreError."""
+    with in_plain_words(client):
+        try:
+            return str(client.current()[0].get_collection(client.collection_of(kb), embedding_function=None).id)
+        except NotFoundError:
+            return None
 
 
-def drop_kb(client: IndexClient, kb: str) -> None:
+def drop_kb(client: Client, kb: str) -> None:
     """Removes the knowledge base's collection; nothing happens if there is none."""
-    with client.writing(), _in_plain_words(client.folder):
-        remove_marker(client.folder, kb)
+    with client.writing(), in_plain_words(client):
+        client.forget(kb)
         chroma, _ = client.current()
         with suppress(NotFoundError):
-            chroma.delete_collection(collection_name(kb))
-
-
-def has_all_vectors(client: IndexClient, kb: str) -> bool:
-    """Whether each chunk of the knowledge base has a vector and a search finds chunks. Raises StoreError."""
-    with _in_plain_words(client.folder):
-        chroma, _ = client.current()
-        collection = chroma.get_collection(collection_name(kb), embedding_function=None)
-        count, start, vector = collection.count(), 0, None
-        while start < count:
-            page = collection.get(limit=WRITE_BATCH, offset=start, include=["embeddings"])
-            if not page["ids"] or len(page["embeddings"]) != len(page["ids"]):
-                return False
-            start, vector = start + len(page["ids"]), page["embeddings"][0]
-        k = min(count, 100)
-        return vector is None or len(collection.query(query_embeddings=[vector], n_results=k)["ids"][0]) == k
+            chroma.delete_collection(client.collection_of(kb))
 
 
 class ChromaStore(VectorStore):
@@ -94,34 +88,43 @@ class ChromaStore(VectorStore):
 
     def __init__(
         self,
-        client: IndexClient,
+        client: Client,
         kb: str,
         embeddings: Embeddings | None,
         identity: str,
         create: bool = False,
+        hnsw: Hnsw = DEFAULT_HNSW,
     ) -> None:
         """Opens the collection of `kb`, or makes it. `identity` names the embedder and its exact weights.
 
+        `hnsw` is for a collection that is made; what of it can change later is changed in one that is there.
         Raises StoreError if there is no such collection, or if it was made with another embedder.
         """
         self.client = client
         self.kb = kb
         self.identity = identity
         self._embeddings = embeddings
+        self._hnsw = hnsw
         self._held: tuple[Collection, int] | None = None
         if create:
             self._create()
-        self._check_identity(self._collection())
+        self._collection()
 
     def _create(self) -> None:
-        name = collection_name(self.kb)
+        name = self.client.collection_of(self.kb)
         self.client.reopen()  # a writer that was killed may have written after its last stamp
-        with self.client.writing(), _in_plain_words(self.client.folder):
+        with self.client.writing(), in_plain_words(self.client):
             chroma, _ = self.client.current()
-            if name not in {each.name for each in chroma.list_collections()}:
-                metadata = {"kb": self.kb, "identity": self.identity}
-                chroma.create_collection(name, configuration={"hnsw": HNSW}, metadata=metadata, embedding_function=None)
-            write_marker(self.client.folder, self.kb, str(chroma.get_collection(name, None).id))
+            metadata = {"kb": self.kb, "identity": self.identity}
+            graph = {"hnsw": self._hnsw.made_with()}
+            made = chroma.get_or_create_collection(
+                name, configuration=graph, metadata=metadata, embedding_function=None
+            )
+            held, wanted = made.configuration.get("hnsw") or {}, self._hnsw.changeable()
+            if any(held.get(key) != value for key, value in wanted.items()):
+                made.modify(configuration={"hnsw": cast(Any, wanted)})
+                self.client.reopen()  # an open graph goes on as it was
+            self.client.note(self.kb, str(made.id))
 
     def _collection(self) -> Collection:
         chroma, generation = self.client.current()
@@ -129,12 +132,13 @@ class ChromaStore(VectorStore):
         if held is not None and held[1] == generation:
             return held[0]
         try:
-            with _in_plain_words(self.client.folder):
-                found: Collection = chroma.get_collection(collection_name(self.kb), embedding_function=None)
+            with in_plain_words(self.client):
+                found: Collection = chroma.get_collection(self.client.collection_of(self.kb), embedding_function=None)
         except NotFoundError as error:
             raise StoreError(
                 f"knowledge base '{self.kb}' is not indexed yet; run `paddock ingest --kb {self.kb}`"
             ) from error
+        self._check_identity(found)
         self._held = (found, generation)
         return found
 
@@ -160,13 +164,13 @@ class ChromaStore(VectorStore):
                 self.client.reopen()
         collection = self._collection()
         try:
-            with _in_plain_words(self.client.folder):
+            with in_plain_words(self.client):
                 return call(collection)
         except NotFoundError as error:
-            raise unusable(self.client.folder, error) from error
+            raise self.client.unusable(error) from error
 
     def _write(self, call: Callable[[Collection], object]) -> None:
-        with self.client.writing(), _in_plain_words(self.client.folder):
+        with self.client.writing(), in_plain_words(self.client):
             call(self._collection())
 
     @property
@@ -226,7 +230,7 @@ class ChromaStore(VectorStore):
         embedding: Embeddings,
         metadatas: list[dict[str, Any]] | None = None,
         *,
-        client: IndexClient,
+        client: Client,
         kb: str = "default",
         identity: str = "",
         ids: list[str] | None = None,
@@ -269,26 +273,22 @@ class ChromaStore(VectorStore):
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """The k chunks nearest to a vector (d,) and their cosine similarities; `filter` is a Chroma `where`."""
+        found = dict(self.nearest(embedding, k, filter))
+        return [(each, found[str(each.id)]) for each in self.get_by_ids(list(found))]
+
+    def nearest(
+        self, embedding: Sequence[float], k: int, where: dict[str, Any] | None = None
+    ) -> list[tuple[str, float]]:
+        """Ids and cosine similarities of the k chunks nearest to a vector (d,), best first; texts would take longer."""
         if k < 1:
             return []
         found = self._read(
             lambda collection: collection.query(
-                query_embeddings=cast(Any, [list(embedding)]),
-                n_results=k,
-                where=filter or None,
-                include=["documents", "metadatas", "distances"],
+                query_embeddings=cast(Any, [list(embedding)]), n_results=k, where=where or None, include=["distances"]
             )
         )
-        texts, metadatas, distances = found["documents"], found["metadatas"], found["distances"]
-        if texts is None or metadatas is None or distances is None:
-            return []
-        rows = zip(found["ids"][0], texts[0], metadatas[0], distances[0], strict=True)
-        scored = [
-            (document(name, text, metadata), max(-1.0, min(1.0, 1.0 - float(distance))))
-            for name, text, metadata, distance in rows
-            if text is not None
-        ]
-        return sorted(scored, key=lambda pair: -pair[1])
+        near = [max(-1.0, min(1.0, 1.0 - float(distance))) for distance in (found["distances"] or [[]])[0]]
+        return sorted(zip(found["ids"][0], near, strict=True), key=lambda pair: -pair[1])
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         """LangChain wants relevance within [0, 1]; opposite meaning is as irrelevant as no relation."""
@@ -297,9 +297,7 @@ class ChromaStore(VectorStore):
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """The chunks with these ids, in this order; unknown ids are left out."""
         names = list(dict.fromkeys(ids))
-        if not names:
-            return []
-        found = {each.id: each for each in self._get(ids=names)}
+        found = {each.id: each for each in self._get(ids=names)} if names else {}
         return [found[name] for name in names if name in found]
 
     def _get(self, **where: Any) -> list[Document]:
@@ -309,9 +307,14 @@ class ChromaStore(VectorStore):
 
     def similarities(self, embedding: Sequence[float], ids: Sequence[str]) -> dict[str, float]:
         """The cosine similarity of a vector (d,) and each of these chunks; unknown ids are left out."""
-        if not ids:
-            return {}
-        found = self._read(lambda collection: collection.get(ids=list(ids), include=["embeddings"]))
+        return self._similarities(embedding, ids=list(ids)) if ids else {}
+
+    def similarities_of(self, embedding: Sequence[float], doc_ids: Sequence[str]) -> dict[str, float]:
+        """The cosine similarity of a vector (d,) and every chunk of these documents, by the chunk's id."""
+        return self._similarities(embedding, where={"doc_id": {"$in": list(doc_ids)}})
+
+    def _similarities(self, embedding: Sequence[float], **which: Any) -> dict[str, float]:
+        found = self._read(lambda collection: collection.get(**which, include=["embeddings"]))
         return dict(zip(found["ids"], cosines(embedding, found["embeddings"]), strict=True))
 
     def chunks_of(self, doc_id: str) -> list[Document]:

@@ -14,8 +14,10 @@ from langchain_core.documents import Document
 from app.answer import Answer
 from app.main import shared
 from app.prompt import Turn
+from app.views import filters
 from app.views.render import marked, plain, prose
 from app.views.text import t
+from ingest.filter import Filter
 
 if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
@@ -42,7 +44,8 @@ def page() -> None:
             if st.button(t("clear"), icon=":material/add_comment:", width="stretch"):
                 conversation.clear()
                 st.rerun()
-    question = st.chat_input(t("ask_here"), submit_mode="disable")
+    chosen, usable = filters.choose(kb)
+    question = st.chat_input(t("ask_here"), submit_mode="disable", disabled=not usable)
     if not conversation and not question:
         welcome(kb)
     for number, exchange in enumerate(conversation):
@@ -51,7 +54,7 @@ def page() -> None:
         exchange = Exchange(question)
         history = [Turn(e.question, e.answer.answer) for e in conversation if e.answer and not e.answer.refused]
         conversation.append(exchange)
-        respond(exchange, kb, k, history[-REMEMBERED:], f"{kb}-{len(conversation) - 1}")
+        respond(exchange, kb, k, history[-REMEMBERED:], f"{kb}-{len(conversation) - 1}", chosen)
 
 
 def welcome(kb: str) -> None:
@@ -61,7 +64,7 @@ def welcome(kb: str) -> None:
         st.markdown(t("welcome_some" if count else "welcome_none", n=count, kb=plain(kb)))
 
 
-def respond(exchange: Exchange, kb: str, k: int, history: list[Turn], key: str) -> None:
+def respond(exchange: Exchange, kb: str, k: int, history: list[Turn], key: str, chosen: Filter | None) -> None:
     """Answers under the eyes of the user, with a button to stop.
 
     The answer is made in a thread of its own. This one shows what comes and, while nothing does, how long it has been:
@@ -71,7 +74,7 @@ def respond(exchange: Exchange, kb: str, k: int, history: list[Turn], key: str) 
         st.markdown(plain(exchange.question))
     events: queue.Queue[list[Document] | str | Answer | BaseException] = queue.Queue()
     cancel = threading.Event()
-    arguments = (exchange.question, kb, k, history, cancel, events)
+    arguments = (exchange.question, kb, k, history, cancel, chosen, events)
     threading.Thread(target=_work, args=arguments, daemon=True, name="answer").start()
     with st.bottom:
         stop = st.empty()
@@ -88,14 +91,20 @@ def respond(exchange: Exchange, kb: str, k: int, history: list[Turn], key: str) 
 
 
 def _work(
-    question: str, kb: str, k: int, history: list[Turn], cancel: threading.Event, events: queue.Queue[Any]
+    question: str,
+    kb: str,
+    k: int,
+    history: list[Turn],
+    cancel: threading.Event,
+    chosen: Filter | None,
+    events: queue.Queue[Any],
 ) -> None:
     state = shared()
     try:
         while not state.ready.wait(0.2):
             if cancel.is_set():
                 return
-        for event in state.services.answerer.stream(question, kb, k, history, cancel):
+        for event in state.services.answerer.stream(question, kb, k, history, cancel, chosen):
             events.put(event)
     except BaseException as error:  # whatever it is, the tab must not wait for ever
         events.put(error)

@@ -13,6 +13,13 @@ WORDS: dict[str, tuple[str, str]] = {
         "How many passages are looked up for a question. More can help, and takes longer.",
         "为每个问题查找的段落数。多一些可能有帮助，但更慢。",
     ),
+    "limit": ("Limit to some documents", "限定文档范围"),
+    "limit_source": ("Name or path", "名称或路径"),
+    "limit_type": ("Type", "类型"),
+    "limit_language": ("Language", "语言"),
+    "limit_after": ("Modified on or after", "修改日期不早于"),
+    "limit_before": ("Modified before", "修改日期早于"),
+    "limited": ("Only documents that match: {filter}", "仅限符合条件的文档：{filter}"),
     "ask_here": ("Ask about your documents", "就您的文档提问"),
     "welcome": ("What would you like to know?", "您想了解什么？"),
     "welcome_some": (

@@ -52,10 +52,12 @@ class Backend:
     def __init__(self, chunks: Sequence[Document] = (), says: str = "", context: int = 4096) -> None:
         self.chunks, self.says, self.context, self.asked = list(chunks), says, context, 0
         self.messages: list[Any] = []
+        self.filters: list[Any] = []  # of the questions, in their order
         self.fault: Exception | None = None
         self.faults: dict[int, Exception] = {}  # of single requests, by their place in a batch
 
-    def retriever(self, kb: str, k: int) -> BaseRetriever | None:
+    def retriever(self, kb: str, k: int, *, filter: Any = None) -> BaseRetriever | None:
+        self.filters.append(filter)
         if kb not in ("default", "empty"):
             raise AppError(f"there is no knowledge base '{kb}'")
         return None if kb == "empty" else Fixed(chunks=self.chunks[:k])

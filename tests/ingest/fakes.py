@@ -10,7 +10,9 @@ from typing import Any
 
 from ingest.sync import Ingestor
 from tests.vectorstore.fakes import WordEmbeddings
-from vectorstore.store import ChromaStore, open_client
+from vectorstore.hnsw import DEFAULT_HNSW
+from vectorstore.place import place_of
+from vectorstore.store import ChromaStore
 
 TOKEN = re.compile(r"[一-鿿]|[^\W_]+|\S")
 
@@ -30,14 +32,16 @@ class FakeEmbedder(WordEmbeddings):
         return [self.count_tokens(text) for text in texts]
 
 
-def open_ingestor(home: Path, embedder: FakeEmbedder, **settings: Any) -> Ingestor:
-    """An ingestor over a state folder."""
+def open_ingestor(home: Path, embedder: FakeEmbedder, url: str = "", **settings: Any) -> Ingestor:
+    """An ingestor over a state folder, its vectors in there or on a Chroma server."""
+    vectors = place_of(url, home / "index")
+    hnsw = settings.get("hnsw", DEFAULT_HNSW)
 
     def open_store(kb: str, create: bool) -> ChromaStore:
-        return ChromaStore(open_client(home / "index" / "chroma"), kb, embedder, embedder.identity, create)
+        return ChromaStore(vectors.client(), kb, embedder, embedder.identity, create, hnsw)
 
     sizes = {"chunk_tokens": 40, "chunk_overlap": 8, "max_file_mb": 1, **settings}
-    return Ingestor(home / "inbox", home / "index", embedder, open_store, **sizes)
+    return Ingestor(home / "inbox", home / "index", embedder, open_store, vectors=vectors, **sizes)
 
 
 def store_of(ingestor: Ingestor, kb: str) -> ChromaStore:

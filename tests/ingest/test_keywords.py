@@ -142,10 +142,10 @@ def test_commits_now_and_then(ingestor: Ingestor, write: Write, monkeypatch: pyt
 
 
 def test_status_tells_of_it(ingestor: Ingestor, write: Write) -> None:
-    assert keyword_state(ingestor, "farm") == "keyword index: 0 documents, 0.0 MB"
+    assert keyword_state(ingestor, "farm") == "keyword index: all 0 documents"
     write("farm/a.txt", LONG)
     ingestor.sync("farm")
     assert size_of(folder_of(ingestor.keyword, "farm")) > 500
-    assert keyword_state(ingestor, "farm") == "keyword index: 1 documents, 0.0 MB"
+    assert keyword_state(ingestor, "farm") == "keyword index: all 1 documents"
     lost(folder_of(ingestor.keyword, "farm"))
     assert keyword_state(ingestor, "farm") == ("keyword index: 0 of 1 documents; run `paddock ingest` to complete it")

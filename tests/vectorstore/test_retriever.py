@@ -28,9 +28,7 @@ TEXTS = {
 @pytest.fixture
 def store(tmp_path: Path) -> ChromaStore:
     made = ChromaStore(open_client(tmp_path / "chroma"), "default", WordEmbeddings(), "words@1", create=True)
-    documents = [
-        Document(text, id=name, metadata={"doc_id": f"d-{name}", "source": name}) for name, text in TEXTS.items()
-    ]
+    documents = [Document(text, id=name, metadata={"doc_id": name, "source": name}) for name, text in TEXTS.items()]
     documents[1].metadata["page"] = 2
     made.add_documents(documents)
     return made
@@ -40,7 +38,7 @@ def store(tmp_path: Path) -> ChromaStore:
 def keyword(tmp_path: Path) -> KeywordIndex:
     index = KeywordIndex(folder_of(tmp_path / "keyword", "default"), create=True)
     for name, text in TEXTS.items():
-        index.put(f"d-{name}", [(name, text)])
+        index.put(name, [(name, text)])
     index.commit()
     return index
 
@@ -156,7 +154,7 @@ class TestWholeDocuments:
     @pytest.mark.parametrize("mode", ["dense", "keyword", "hybrid"])
     def test_others_are_not_seen(self, make: Callable[..., Retriever], mode: str) -> None:
         def visible(doc_ids: Sequence[str], version: int) -> set[str]:
-            return set(doc_ids) - {"d-hay", "d-zh"}
+            return set(doc_ids) - {"hay", "zh"}
 
         for question in ("llamas eat hay", "羊驼吃干草"):
             assert set(ids(make(mode="dense", k=5).invoke(question))) >= {"hay", "zh"}
@@ -168,7 +166,7 @@ class TestWholeDocuments:
     def test_a_large_half_written_document_does_not_hide_the_others(
         self, make: Callable[..., Retriever], store: ChromaStore, keyword: KeywordIndex, mode: str
     ) -> None:
-        crowd = [Document("hay hay", id=f"n-{i}", metadata={"doc_id": "new"}) for i in range(300)]
+        crowd = [Document("hay hay", id=f"new-{i:05d}", metadata={"doc_id": "new"}) for i in range(300)]
         store.add_documents(crowd)
         keyword.put("new", [(str(each.id), each.page_content) for each in crowd])
         keyword.commit()
