@@ -190,10 +190,10 @@ def _loss(engine: Engine, ids: Sequence[int], batch: Sequence[Window]) -> float:
     total = 0.0
     for start in range(0, size - 1, CHUNK):
         end = min(start + CHUNK, size - 1)
-        keep = max(from_ - 1 - start, 0)
-        scored = keep < end - start
-        for row, logits in zip(rows, engine.forward([row[start:end] for row in rows], caches, scored), strict=True):
-            if scored:
-                targets = torch.tensor(row[start + 1 + keep : end + 1], device=engine.device)
-                total += float(F.cross_entropy(logits[keep:].float(), targets, reduction="sum"))
+        scored = end - max(from_ - 1, start)
+        found = engine.forward([row[start:end] for row in rows], caches, [max(scored, 1)] * len(rows))
+        if scored > 0:
+            for row, logits in zip(rows, found, strict=True):
+                targets = torch.tensor(row[end - scored + 1 : end + 1], device=engine.device)
+                total += float(F.cross_entropy(logits.float(), targets, reduction="sum"))
     return total
