@@ -50,6 +50,10 @@ class Settings(BaseModel):
         DEFAULT_MODEL, description="a GGUF file, a Hugging Face folder or one of Meta's under models/, or a path"
     )
     embedder: str = Field(DEFAULT_EMBEDDER, description="a sentence-transformers folder under models/, or a path")
+    query_prefix: str = Field(
+        "auto", description="put before a question for the embedder; auto is what its folder asks for"
+    )
+    passage_prefix: str = Field("auto", description="the same before a passage")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="precision of the LLaMA's weights")
     quant: Literal["auto", "none", "int8", "int4"] = Field(

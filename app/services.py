@@ -54,8 +54,10 @@ class Services:
 
     @property
     def embedder(self) -> Embedder:
-        path = self.settings.path_of_model(self.settings.embedder)
-        return self._once("embedder", lambda: Embedder(path, hash_cache=self.settings.cache / "embedder.json"))
+        settings = self.settings
+        path, cache = settings.path_of_model(settings.embedder), settings.cache / "embedder.json"
+        prefixes = [None if each == "auto" else each for each in (settings.query_prefix, settings.passage_prefix)]
+        return self._once("embedder", lambda: Embedder(path, cache, "cpu", *prefixes))
 
     @property
     def ingestor(self) -> Ingestor:
