@@ -69,6 +69,12 @@ class Settings(BaseModel):
     retrieval: Retrieval = Field(
         "hybrid", description="how passages are found: by meaning, by words, or by both, weighed for each question"
     )
+    rerank: str = Field(
+        "off",
+        description="what puts the best passages into a better order: off, likelihood (of the question, by the LLaMA), "
+        "or a cross-encoder's folder under models/, or a path",
+    )
+    rerank_candidates: int = Field(8, ge=2, le=100, description="passages that are reranked")
     min_score: float = Field(
         0.2, ge=-1.0, le=1.0, description="nothing is found where no chunk is so similar, or has the question's words"
     )
@@ -110,6 +116,11 @@ class Settings(BaseModel):
     @property
     def cache(self) -> Path:
         return self.home / "cache"
+
+    @property
+    def cross_encoder(self) -> Path | None:
+        """The folder that `rerank` names; None where it is 'off' or 'likelihood'."""
+        return None if self.rerank in ("off", "likelihood") else self.path_of_model(self.rerank)
 
     def path_of_model(self, name: str) -> Path:
         """A model's path: `name` under models/, else as a path of its own. It need not exist."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llama.engine import Engine
     from llama.sampling import SamplingParams
     from vectorstore.keyword import KeywordIndex
+    from vectorstore.rerank import Reranker
     from vectorstore.store import ChromaStore
 
 
@@ -109,7 +110,25 @@ class Services:
             visible=lambda doc_ids, version: manifest.known_docs(kb, doc_ids, version),
             version=manifest.version,
             coverage=self.embedder.coverage,
+            reranker=self.reranker,
         )
+
+    @property
+    def reranker(self) -> Reranker | None:
+        """What reorders passages, by the settings. Raises StoreError for a cross-encoder that is not there."""
+        from vectorstore.cross_encoder import CrossEncoderScorer
+        from vectorstore.rerank import Reranker, learned
+
+        settings, count = self.settings, self.settings.rerank_candidates
+        if settings.rerank == "off":
+            return None
+        if (path := settings.cross_encoder) is None:
+            from app.likelihood import QuestionLikelihood
+
+            likelihood = QuestionLikelihood(lambda: self.engine)
+            return Reranker(scorer=likelihood, candidates=count, weight=learned()["likelihood"])
+        scorer = self._once("cross-encoder", lambda: CrossEncoderScorer(path))
+        return Reranker(scorer=scorer, candidates=count, weight=1.0)  # its logits are log-odds as they are
 
     def _keyword(self, kb: str) -> KeywordIndex | None:
         """The keyword index of a knowledge base; None, and a line about it, where there is none that can be used."""

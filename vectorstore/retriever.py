@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 
 from vectorstore.fusion import Candidates, Fusion, default_fusion
 from vectorstore.keyword import Hit, KeywordIndex
+from vectorstore.rerank import Reranker
 from vectorstore.store import ChromaStore
 
 Whole = Callable[[Sequence[str]], set[str]]  # ids of documents -> those that are whole
@@ -45,7 +46,7 @@ class Retriever(BaseRetriever):
 
     A passage's metadata has "score" (float: cosine similarity to the question; in keyword mode its share of the best
     BM25 score there could be, see Hit), "keyword_score" (that share; absent in dense mode), "relevance" (float: what
-    hybrid mode ranks by) and "page" (int, or None without pages).
+    hybrid mode ranks by), "rerank_score" (float, where it was reranked) and "page" (int, or None without pages).
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -64,6 +65,7 @@ class Retriever(BaseRetriever):
     version: Callable[[], int] = Field(lambda: 0, description="grows whenever a document becomes whole")
     coverage: Callable[[str], float] = Field(fully, description="share of a text that the embedder's vocabulary knows")
     fusion: Fusion = Field(default_factory=default_fusion)
+    reranker: Reranker | None = Field(None, description="puts the first passages into another order")
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         for _ in range(TRIES):
@@ -71,7 +73,14 @@ class Retriever(BaseRetriever):
             found = self._found(query, lambda doc_ids: self.visible(doc_ids, before))  # noqa: B023
             if self.version() == before:
                 break  # else a document that was replaced just now is in neither of its versions
-        return found
+        if self.reranker is not None:
+            found = self.reranker.compress_documents(found, query)
+        return found[: self.k]
+
+    @property
+    def _needed(self) -> int:
+        """Passages to find: all that are reordered, even where fewer are returned."""
+        return self.k if self.reranker is None else max(self.k, self.reranker.candidates)
 
     def _found(self, query: str, whole: Whole) -> list[Document]:
         if self.keyword is None or self.mode == "dense":
@@ -82,12 +91,12 @@ class Retriever(BaseRetriever):
     # -- modes -----------------------------------------------------------------------------------------------------
 
     def _dense(self, query: str, whole: Whole) -> list[Document]:
-        found = self._near(self.store.embed(query), self.k, whole)
+        found = self._near(self.store.embed(query), self._needed, whole)
         return [_passage(each, score=score) for each, score in found if score >= self.min_score]
 
     def _words(self, query: str, index: KeywordIndex, whole: Whole) -> list[Document]:
         terms = index.analyse(query)
-        hits = self._whole(lambda n: index.search(terms, n), lambda hit: hit.doc_id, self.k, whole)
+        hits = self._whole(lambda n: index.search(terms, n), lambda hit: hit.doc_id, self._needed, whole)
         texts = {str(each.id): each for each in self.store.get_by_ids([hit.chunk_id for hit in hits])}
         return [
             _passage(texts[hit.chunk_id], score=hit.score, keyword_score=hit.score)
@@ -103,12 +112,12 @@ class Retriever(BaseRetriever):
             for near, words in zip(found.judged.cosines, found.judged.shares, strict=True)
         ):
             return []
-        ranked = self.fusion.ranked(found.judged)[: self.k]
+        ranked = self.fusion.ranked(found.judged)[: self._needed]
         return [_passage(found.passages[i], relevance=relevance) for i, relevance in ranked]
 
     def candidates(self, query: str, index: KeywordIndex, whole: Whole = set) -> Found:
         """What either side finds, judged by both, in no order that matters."""
-        depth = max(DEPTH, 2 * self.k)
+        depth = max(DEPTH, 2 * self._needed)
         vector, terms = self.store.embed(query), index.analyse(query)
         near = self._near(vector, depth, whole)
         hits: list[Hit] = self._whole(lambda n: index.search(terms, n), lambda hit: hit.doc_id, depth, whole)

@@ -179,6 +179,7 @@ def _built(
                 "kb": kb,
                 "model": str(settings.path_of_model(settings.model).absolute()),
                 "embedder": str(settings.path_of_model(settings.embedder).absolute()),
+                "rerank": settings.rerank if settings.cross_encoder is None else str(settings.cross_encoder.absolute()),
             }
         )
     )
