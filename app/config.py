@@ -75,6 +75,13 @@ class Settings(BaseModel):
         "or a cross-encoder's folder under models/, or a path",
     )
     rerank_candidates: int = Field(8, ge=2, le=100, description="passages that are reranked")
+    diversity: float = Field(
+        0.0, ge=0.0, le=1.0, description="above 0, passages that say something else than those before come sooner"
+    )
+    context: Literal["passages", "sections"] = Field(
+        "passages", description="what the model reads: the passages found, or as much of their sections as has room"
+    )
+    order: Literal["best_first", "best_last"] = Field("best_first", description="order of passages in the prompt")
     min_score: float = Field(
         0.2, ge=-1.0, le=1.0, description="nothing is found where no chunk is so similar, or has the question's words"
     )

@@ -25,10 +25,15 @@ class QuestionLikelihood:
         """`engine` is called at the first question: loading it takes seconds."""
         self._engine = engine
 
-    def __call__(self, question: str, passages: Sequence[Document]) -> list[float]:
-        """Raises LlamaError when the model cannot be used."""
+    def __call__(self, question: str, passages: Sequence[Document]) -> list[float] | None:
+        """None for a question that the model's vocabulary spells in more tokens than it has characters: that is a
+        language which it hardly learned. Raises LlamaError when the model cannot be used.
+        """
         engine = self._engine()
-        asked = engine.tokenizer.encode(question)[: min(MOST, engine.context_length // 4)]
+        asked = engine.tokenizer.encode(question)
+        if len(asked) > len(question):
+            return None
+        asked = asked[: min(MOST, engine.context_length // 4)]
         language = language_of(question)
         pairs = [(self._prompt(engine, text_of(each), language, len(asked)), asked) for each in passages]
         return [sum(found) for found in engine.log_likelihoods(pairs)]

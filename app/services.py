@@ -15,6 +15,7 @@ from ingest.sync import Ingestor
 from vectorstore.errors import StoreError
 
 if TYPE_CHECKING:
+    from langchain_core.documents import Document
     from langchain_core.retrievers import BaseRetriever
 
     from app.answer import Answerer
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+NEIGHBOURS = 8  # chunks before and behind one that its passage may grow by
 log = logging.getLogger("paddock")
 
 
@@ -111,7 +113,14 @@ class Services:
             version=manifest.version,
             coverage=self.embedder.coverage,
             reranker=self.reranker,
+            diversity=self.settings.diversity,
         )
+
+    def section(self, kb: str, chunk: Document) -> list[Document]:
+        """The chunks around one that are of its section, in the document's order."""
+        from app.context import in_section
+
+        return [each for each in self.store(kb).around(chunk, NEIGHBOURS) if in_section(each, chunk)]
 
     @property
     def reranker(self) -> Reranker | None:
@@ -186,7 +195,12 @@ class Services:
         # Here and not above: `paddock ingest` with nothing to do should not wait for torch.
         from app.answer import Answerer
 
-        return self._once("answerer", lambda: Answerer(self, self.settings.max_prompt_tokens, self._sampling))
+        def make() -> Answerer:
+            settings = self.settings
+            sections, last = settings.context == "sections", settings.order == "best_last"
+            return Answerer(self, settings.max_prompt_tokens, self._sampling, sections, last)
+
+        return self._once("answerer", make)
 
     def warm_model(self) -> None:
         """Loads the model and runs it once each way, so that what is packed and compiled for it is there."""

@@ -2,11 +2,11 @@
 
     python scripts/fit_rerank.py SET.json ... [--limit N] [--candidates N] [--write]
 
-Sets are files in SQuAD's form, as for scripts/fit_fusion.py. The first candidates of every question are scored by the
-LLaMA of the settings; the weights make those of the right paragraph likely under a softmax over the weighted sums, every
-set counting the same. The table has, for each set, how often the first passage holds the right paragraph (per cent): by
-the fusion, by likelihood alone, by both with weights learned on the other sets, and at best; then the loss (nats) of the
-fusion alone and of both, and what the scores took, in milliseconds a question.
+Sets are files in SQuAD's form, as for scripts/fit_fusion.py; they must be in a language that the LLaMA of the settings
+knows, which scores the first candidates of every question. The weights make those of the right paragraph likely under a
+softmax over the weighted sums, every set counting the same. The table has, for each set, how often the first passage
+holds the right paragraph (per cent): by the fusion, by likelihood alone, by both with weights learned on the others, and
+at best; then the loss (nats) of the fusion alone and of both, and what the scores took, in milliseconds a question.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ def ask(path: Path, services: Services, limit: int, candidates: int) -> list[Ask
         for gold in questions:
             passages = retriever.invoke(gold.question)
             started = time.perf_counter()
-            scores = np.array(scorer(gold.question, passages))
+            scored = scorer(gold.question, passages)
             seconds = time.perf_counter() - started
             right = [bool(set(place.paragraphs_of(each)) & set(gold.relevant["paragraph"])) for each in passages]
-            if passages:
+            if passages and scored is not None:
+                scores = np.array(scored)
                 rows = np.stack([priors(passages), scores - scores.max()], axis=1)
                 found.append(Asked(rows, np.array(right), seconds))
             advance(1, path.stem)
@@ -104,7 +105,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="keep the weights")
     args = parser.parse_args()
     services = Services(load_settings())
-    asked = {path: ask(path, services, args.limit, args.candidates) for path in args.sets}
+    found = {path: ask(path, services, args.limit, args.candidates) for path in args.sets}
+    asked = {path: rows for path, rows in found.items() if rows}
+    if not asked:
+        raise SystemExit("no question of these sets can be scored by this model")
     head = ("fusion", "likelihood", "both", "at best", "loss", "of both", "ms")
     print(f"{'set':<18}{'questions':>9}" + "".join(f"{name:>11}" for name in head))
     for path, rows in asked.items():

@@ -19,7 +19,8 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import Field
 
 # A question and passages -> the logarithm of each one's likelihood or odds; differences count, a constant does not.
-Scorer = Callable[[str, Sequence[Document]], Sequence[float]]
+# None where the scorer knows nothing about such a question.
+Scorer = Callable[[str, Sequence[Document]], Sequence[float] | None]
 DATA = Path(__file__).with_name("rerank.json")
 
 
@@ -48,7 +49,10 @@ class Reranker(BaseDocumentCompressor):
         head, rest = documents[: self.candidates], documents[self.candidates :]
         if len(head) < 2:
             return list(documents)
-        scores = [float(score) for score in self.scorer(query, head)]
+        found = self.scorer(query, head)
+        if found is None:
+            return list(documents)
+        scores = [float(score) for score in found]
         believed = [
             self.relevance * prior + self.weight * score for prior, score in zip(priors(head), scores, strict=True)
         ]

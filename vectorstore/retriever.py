@@ -15,10 +15,13 @@ from vectorstore.fusion import Candidates, Fusion, default_fusion
 from vectorstore.keyword import Hit, KeywordIndex
 from vectorstore.rerank import Reranker
 from vectorstore.store import ChromaStore
+from vectorstore.variety import distinct, diverse
 
 Whole = Callable[[Sequence[str]], set[str]]  # ids of documents -> those that are whole
 Mode = Literal["dense", "keyword", "hybrid"]
 DEPTH = 50  # candidates of each side
+SPARE = 4  # passages found beyond those asked for, to stand in for near-duplicates
+CHOICE = 3  # times as many are found as returned, where they are to differ
 TRIES = 4  # to search while no document changes
 MOST = 1600  # looked at to find DEPTH that belong to whole documents
 
@@ -66,6 +69,7 @@ class Retriever(BaseRetriever):
     coverage: Callable[[str], float] = Field(fully, description="share of a text that the embedder's vocabulary knows")
     fusion: Fusion = Field(default_factory=default_fusion)
     reranker: Reranker | None = Field(None, description="puts the first passages into another order")
+    diversity: float = Field(0.0, ge=0.0, le=1.0, description="of maximal marginal relevance; 0 leaves the order")
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         for _ in range(TRIES):
@@ -75,12 +79,15 @@ class Retriever(BaseRetriever):
                 break  # else a document that was replaced just now is in neither of its versions
         if self.reranker is not None:
             found = self.reranker.compress_documents(found, query)
-        return found[: self.k]
+        if self.diversity:
+            found = diverse(found, len(found), self.diversity)
+        return distinct(found, self.k)
 
     @property
     def _needed(self) -> int:
-        """Passages to find: all that are reordered, even where fewer are returned."""
-        return self.k if self.reranker is None else max(self.k, self.reranker.candidates)
+        """Passages to find: all that are reordered, some for those that are found twice, more to choose from."""
+        read = 0 if self.reranker is None else self.reranker.candidates
+        return max(self.k + SPARE, read, CHOICE * self.k if self.diversity else 0)
 
     def _found(self, query: str, whole: Whole) -> list[Document]:
         if self.keyword is None or self.mode == "dense":
@@ -117,7 +124,7 @@ class Retriever(BaseRetriever):
 
     def candidates(self, query: str, index: KeywordIndex, whole: Whole = set) -> Found:
         """What either side finds, judged by both, in no order that matters."""
-        depth = max(DEPTH, 2 * self._needed)
+        depth = max(DEPTH, 2 * self.k, self._needed - SPARE)
         vector, terms = self.store.embed(query), index.analyse(query)
         near = self._near(vector, depth, whole)
         hits: list[Hit] = self._whole(lambda n: index.search(terms, n), lambda hit: hit.doc_id, depth, whole)

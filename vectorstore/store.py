@@ -318,6 +318,13 @@ class ChromaStore(VectorStore):
         """The chunks of one document, in its order."""
         return sorted(self._get(where={"doc_id": doc_id}), key=lambda each: int(each.metadata.get("ordinal", 0)))
 
+    def around(self, chunk: Document, reach: int) -> list[Document]:
+        """The chunk and up to `reach` before and behind it in its document, in order."""
+        place = int(chunk.metadata["ordinal"])
+        where = {"$and": [{"doc_id": chunk.metadata["doc_id"]}, {"ordinal": {"$gte": place - reach}},
+                          {"ordinal": {"$lte": place + reach}}]}  # fmt: skip
+        return sorted(self._get(where=where), key=lambda each: int(each.metadata["ordinal"]))
+
     def delete_documents(self, doc_ids: Sequence[str]) -> None:
         """Deletes all chunks of these documents."""
         for doc_id in doc_ids:

@@ -57,6 +57,11 @@ def test_only_the_first_are_read() -> None:
     assert read == [3], "where nothing can change, nothing is scored"
 
 
+def test_a_scorer_that_cannot_judge_changes_nothing() -> None:
+    given = passages([1.0, 0.9, 0.5])
+    assert Reranker(scorer=lambda question, head: None, weight=1).compress_documents(given, "q") == given
+
+
 def test_without_relevance_the_score_s_share_stands_in() -> None:
     assert priors(passages([0.8, 0.4], "score")) == [1.0, 0.5]
     assert priors(passages([0.0, -0.4], "score")) == [0.0, 0.0]
