@@ -120,7 +120,9 @@ class Services:
         """The chunks around one that are of its section, in the document's order."""
         from app.context import in_section
 
-        return [each for each in self.store(kb).around(chunk, NEIGHBOURS) if in_section(each, chunk)]
+        place = int(chunk.metadata["ordinal"])
+        near = self.store(kb).chunks_of(chunk.metadata["doc_id"], range(place - NEIGHBOURS, place + NEIGHBOURS + 1))
+        return [each for each in near if in_section(each, chunk)]
 
     @property
     def reranker(self) -> Reranker | None:

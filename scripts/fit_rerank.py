@@ -5,8 +5,8 @@
 Sets are files in SQuAD's form, as for scripts/fit_fusion.py; they must be in a language that the LLaMA of the settings
 knows, which scores the first candidates of every question. The weights make those of the right paragraph likely under a
 softmax over the weighted sums, every set counting the same. The table has, for each set, how often the first passage
-holds the right paragraph (per cent): by the fusion, by likelihood alone, by both with weights learned on the others, and
-at best; then the loss (nats) of the fusion alone and of both, and what the scores took, in milliseconds a question.
+holds the right paragraph (per cent): by the fusion, by likelihood, by both with weights learned on the others, and at
+best; then the loss (nats) of the fusion alone and of both, and what the scores took, in milliseconds a question.
 """
 
 from __future__ import annotations
