@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_core.documents import Document
 
 from app.cite import Citation, cite, without_markers
+from app.context import merged, parts_of, widened
 from app.errors import AppError
 from app.prompt import NOTHING_INDEXED, REFUSAL, STOPS, Prompt, Turn, build, language_of
 from ingest.errors import IngestError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from llama.sampling import SamplingParams
 
 MAX_QUESTION_CHARACTERS = 20_000
+MARGIN = 0.9  # of the room that neighbours may fill: joined texts have other tokens than each alone
 WINDOW = 128  # questions of a batch that are retrieved ahead of the model
 ANSWER_ERRORS = (AppError, IngestError, LlamaError, StoreError)  # faults of one question, told in one line
 
@@ -90,6 +92,9 @@ class Backend(Protocol):
     def retriever(self, kb: str, k: int, *, filter: Filter | None = None) -> BaseRetriever | None:
         """None for a knowledge base that exists but holds nothing; AppError for one that does not exist."""
 
+    def section(self, kb: str, chunk: Document) -> Sequence[Document]:
+        """The chunks around one that are of its section, in the document's order."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -105,8 +110,19 @@ class Question:
 class Answerer:
     """Retrieves, builds the prompt, generates and cites. Holds no conversation: history is an argument."""
 
-    def __init__(self, backend: Backend, max_prompt_tokens: int, sampling: SamplingParams) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        max_prompt_tokens: int,
+        sampling: SamplingParams,
+        sections: bool = False,
+        best_last: bool = False,
+    ) -> None:
+        """sections: passages grow to their sections, as far as the prompt has room. best_last: the best passage stands
+        nearest to the question behind the passages.
+        """
         self._backend, self._max_prompt_tokens = backend, max_prompt_tokens
+        self._sections, self._best_last = sections, best_last
         self._sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *STOPS), stop_loops=True)
 
     def answer(
@@ -187,6 +203,7 @@ class Answerer:
             refusal = REFUSAL if retriever is not None else NOTHING_INDEXED
         return _Found(
             question=text,
+            kb=question.kb,
             chunks=chunks,
             refusal=None if chunks else refusal[language_of(text)].format(kb=question.kb),
             model=self._backend.model_name,
@@ -197,7 +214,24 @@ class Answerer:
     def _prompt(self, found: _Found, history: Sequence[Turn] = ()) -> Prompt:
         engine = self._backend.engine
         budget = min(self._max_prompt_tokens, engine.context_length - self._sampling.max_tokens)
-        return build(found.question, history, found.chunks, engine.encode_chat, budget)
+
+        def built(chunks: Sequence[Document]) -> Prompt:
+            return build(found.question, history, merged(chunks), engine.encode_chat, budget, self._best_last)
+
+        prompt = built(found.chunks)
+        if not self._sections:
+            return prompt
+        room = int(MARGIN * (budget - len(prompt.ids)))
+        chunks = widened(
+            found.chunks, self._section_of(found.kb), room, lambda text: len(engine.tokenizer.encode(text))
+        )
+        wide = built(chunks)
+        read = {each.metadata["chunk_id"] for passage in wide.chunks for each in parts_of(passage)}
+        whole = all(each.metadata["chunk_id"] in read for each in chunks)
+        return wide if whole else prompt
+
+    def _section_of(self, kb: str) -> Callable[[Document], Sequence[Document]]:
+        return lambda chunk: self._backend.section(kb, chunk)
 
 
 @dataclass(frozen=True)
@@ -205,6 +239,7 @@ class _Found:
     """What was retrieved for a question; becomes its `Answer` once the text is there."""
 
     question: str
+    kb: str
     chunks: list[Document]
     refusal: str | None  # said without asking the model, as nothing was found
     model: str
@@ -231,16 +266,18 @@ class _Found:
     def _answer(
         self, text: str, refused: bool, passages: Sequence[Document], figures: dict[str, Any], total_s: float
     ) -> Answer:
-        cited = cite(text, () if refused else passages)
+        read = [part for passage in passages for part in parts_of(passage)]
+        cited = cite(text, () if refused else read)
         return Answer(
             question=self.question,
             answer=text,
             refused=refused,
             citations=cited.citations,
-            retrieved=[chunk.metadata["chunk_id"] for chunk in self.chunks],
+            # Those that were found, and behind them neighbours that were read along.
+            retrieved=list(dict.fromkeys(chunk.metadata["chunk_id"] for chunk in (*self.chunks, *read))),
             model=self.model,
             timings=Timings(retrieve_s=self.retrieve_s, total_s=total_s, **figures),
-            passages=list(passages),
+            passages=read,
             pieces=cited.pieces,
         )
 

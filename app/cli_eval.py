@@ -49,6 +49,7 @@ def eval_group() -> None:
 @input_options
 @click.option("--beir", type=PATH, metavar="DIR", help="Questions and documents as BEIR has them.")
 @click.option("--mode", "modes", multiple=True, help="Way to retrieve (default: every one there is, side by side).")
+@click.option("--rerank", metavar="HOW", help="off, likelihood (by the LLaMA), or a cross-encoder's folder.")
 @SEED
 def eval_retrieval(
     file: Path | None,

@@ -51,6 +51,10 @@ class Settings(BaseModel):
         DEFAULT_MODEL, description="a GGUF file, a Hugging Face folder or one of Meta's under models/, or a path"
     )
     embedder: str = Field(DEFAULT_EMBEDDER, description="a sentence-transformers folder under models/, or a path")
+    query_prefix: str = Field(
+        "auto", description="put before a question for the embedder; auto is what its folder asks for"
+    )
+    passage_prefix: str = Field("auto", description="the same before a passage")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="precision of the LLaMA's weights")
     quant: Literal["auto", "none", "int8", "int4"] = Field(
@@ -71,6 +75,19 @@ class Settings(BaseModel):
     retrieval: Retrieval = Field(
         "hybrid", description="how passages are found: by meaning, by words, or by both, weighed for each question"
     )
+    rerank: str = Field(
+        "off",
+        description="what puts the best passages into a better order: off, likelihood (of the question, by the LLaMA), "
+        "or a cross-encoder's folder under models/, or a path",
+    )
+    rerank_candidates: int = Field(8, ge=2, le=100, description="passages that are reranked")
+    diversity: float = Field(
+        0.0, ge=0.0, le=1.0, description="above 0, passages that say something else than those before come sooner"
+    )
+    context: Literal["passages", "sections"] = Field(
+        "passages", description="what the model reads: the passages found, or as much of their sections as has room"
+    )
+    order: Literal["best_first", "best_last"] = Field("best_first", description="order of passages in the prompt")
     min_score: float = Field(
         0.2, ge=-1.0, le=1.0, description="nothing is found where no chunk is so similar, or has the question's words"
     )
@@ -119,6 +136,11 @@ class Settings(BaseModel):
     @property
     def cache(self) -> Path:
         return self.home / "cache"
+
+    @property
+    def cross_encoder(self) -> Path | None:
+        """The folder that `rerank` names; None where it is 'off' or 'likelihood'."""
+        return None if self.rerank in ("off", "likelihood") else self.path_of_model(self.rerank)
 
     def path_of_model(self, name: str) -> Path:
         """A model's path: `name` under models/, else as a path of its own. It need not exist."""

@@ -76,10 +76,13 @@ def passage(number: int, chunk: Document, language: str = "en") -> str:
     return f"[{number}] {', '.join(place)}\n{chunk.page_content.strip()}"
 
 
-def messages_for(question: str, history: Sequence[Turn], chunks: Sequence[Document]) -> list[Message]:
+def messages_for(
+    question: str, history: Sequence[Turn], chunks: Sequence[Document], best_last: bool = False
+) -> list[Message]:
     """The conversation as the chat template takes it; the passages stand in the last turn, with the question."""
     language = language_of(question)
-    shown = "\n\n".join(passage(number, chunk, language) for number, chunk in enumerate(chunks, 1))
+    ordered = reversed(chunks) if best_last else chunks
+    shown = "\n\n".join(passage(number, chunk, language) for number, chunk in enumerate(ordered, 1))
     messages: list[Message] = [{"role": "system", "content": SYSTEM[language].format(refusal=REFUSAL[language])}]
     for turn in history:
         messages.append({"role": "user", "content": turn.question})
@@ -94,15 +97,17 @@ def build(
     chunks: Sequence[Document],
     encode: Callable[[Sequence[Message]], list[int]],
     budget: int,
+    best_last: bool = False,
 ) -> Prompt:
-    """The longest prompt of at most `budget` tokens, counted exactly by encoding it.
+    """The longest prompt of at most `budget` tokens, counted exactly by encoding it. `chunks` come best first, and
+    stand in the prompt so or, with `best_last`, the other way round.
 
     What does not fit is left out whole: first the oldest turns, then chunks from the end (the least similar ones).
     Nothing is ever cut in the middle. Raises AppError when not even one chunk fits beside the question.
     """
     turns, kept = list(history), list(chunks)
     while True:
-        messages = messages_for(question, turns, kept)
+        messages = messages_for(question, turns, kept, best_last)
         ids = encode(messages)
         if len(ids) <= budget:
             return Prompt(ids, messages, kept)

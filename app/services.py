@@ -18,6 +18,7 @@ from vectorstore.hnsw import Hnsw
 from vectorstore.place import place_of
 
 if TYPE_CHECKING:
+    from langchain_core.documents import Document
     from langchain_core.retrievers import BaseRetriever
 
     from app.answer import Answerer
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from llama.engine import Engine
     from llama.sampling import SamplingParams
     from vectorstore.keyword import KeywordIndex
+    from vectorstore.rerank import Reranker
     from vectorstore.scope import Scope
     from vectorstore.store import ChromaStore
 
 
 T = TypeVar("T")
+NEIGHBOURS = 8  # chunks before and behind one that its passage may grow by
 log = logging.getLogger("paddock")
 
 
@@ -59,8 +62,10 @@ class Services:
 
     @property
     def embedder(self) -> Embedder:
-        path = self.settings.path_of_model(self.settings.embedder)
-        return self._once("embedder", lambda: Embedder(path, hash_cache=self.settings.cache / "embedder.json"))
+        settings = self.settings
+        path, cache = settings.path_of_model(settings.embedder), settings.cache / "embedder.json"
+        prefixes = [None if each == "auto" else each for each in (settings.query_prefix, settings.passage_prefix)]
+        return self._once("embedder", lambda: Embedder(path, cache, "cpu", *prefixes))
 
     @property
     def ingestor(self) -> Ingestor:
@@ -125,6 +130,8 @@ class Services:
             version=manifest.version,
             coverage=self.embedder.coverage,
             scope=partial(self._scope, kb, filter) if filter else None,
+            reranker=self.reranker,
+            diversity=self.settings.diversity,
         )
 
     def _scope(self, kb: str, filter: Filter) -> Scope:
@@ -144,6 +151,31 @@ class Services:
         if filter.language:
             yield f"their languages are: {', '.join(self.ingestor.manifest.languages(kb))}"
         yield f"`paddock kb status {kb}` lists what there is"
+
+    def section(self, kb: str, chunk: Document) -> list[Document]:
+        """The chunks around one that are of its section, in the document's order."""
+        from app.context import in_section
+
+        place = int(chunk.metadata["ordinal"])
+        near = self.store(kb).chunks_of(chunk.metadata["doc_id"], range(place - NEIGHBOURS, place + NEIGHBOURS + 1))
+        return [each for each in near if in_section(each, chunk)]
+
+    @property
+    def reranker(self) -> Reranker | None:
+        """What reorders passages, by the settings. Raises StoreError for a cross-encoder that is not there."""
+        from vectorstore.cross_encoder import CrossEncoderScorer
+        from vectorstore.rerank import Reranker, learned
+
+        settings, count = self.settings, self.settings.rerank_candidates
+        if settings.rerank == "off":
+            return None
+        if (path := settings.cross_encoder) is None:
+            from app.likelihood import QuestionLikelihood
+
+            likelihood = QuestionLikelihood(lambda: self.engine)
+            return Reranker(scorer=likelihood, candidates=count, weight=learned()["likelihood"])
+        scorer = self._once("cross-encoder", lambda: CrossEncoderScorer(path))
+        return Reranker(scorer=scorer, candidates=count, weight=1.0)  # its logits are log-odds as they are
 
     def _keyword(self, kb: str) -> KeywordIndex | None:
         """The keyword index of a knowledge base; None, and a line about it, where there is none that can be used."""
@@ -201,7 +233,12 @@ class Services:
         # Here and not above: `paddock ingest` with nothing to do should not wait for torch.
         from app.answer import Answerer
 
-        return self._once("answerer", lambda: Answerer(self, self.settings.max_prompt_tokens, self._sampling))
+        def make() -> Answerer:
+            settings = self.settings
+            sections, last = settings.context == "sections", settings.order == "best_last"
+            return Answerer(self, settings.max_prompt_tokens, self._sampling, sections, last)
+
+        return self._once("answerer", make)
 
     def warm_model(self) -> None:
         """Loads the model and runs it once each way, so that what is packed and compiled for it is there."""

@@ -1,7 +1,7 @@
 """BERT encoders from a sentence-transformers folder, on torch alone: importing that library costs every start seconds.
 
 Devlin et al., "BERT" (2019), section 3: a Transformer encoder over the sum of token, position and segment embeddings.
-What is not plainly that (other architectures, poolings, prompts) is left to the library: `load_bert` gives None.
+What is not plainly that (other architectures and poolings) is left to the library: `load_bert` gives None.
 """
 
 from __future__ import annotations
@@ -141,11 +141,11 @@ def _pooling(folder: Path) -> str | None:
     kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or modules[0]["path"]:
         return None
-    if _read(folder / "config_sentence_transformers.json").get("default_prompt_name"):
-        return None
     if _read(folder / "sentence_bert_config.json").get("do_lower_case"):
         return None
     settings = _read(folder / modules[1]["path"] / "config.json")
+    if not settings.get("include_prompt", True):
+        return None
     if settings.get("pooling_mode") in POOLINGS.values():  # as newer versions of the library write it
         return str(settings["pooling_mode"])
     asked = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from langchain_core.embeddings import Embeddings
 
 from ingest.errors import IngestError
+from ingest.prefixes import Prefixes, prefixes_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from ingest.bert import BertEncoder
 
 # What the vectors depend on. Read-mes and training notes may change without changing a vector.
-PARTS = ("*.safetensors", "*.bin", "*.json", "vocab.txt", "*.model", "*/config.json", "*/*.safetensors", "*/*.bin")
+PARTS = ("*.safetensors", "*.bin", "*.json", "vocab.txt", "*.model", "*/config.json", "*/*.safetensors", "*/*.bin",
+         "*/tokenizer.json", "*/sentence_bert_config.json")  # fmt: skip
 NOT_PARTS = ("README.md", "data_config.json", "train_script.json")
 BATCH = 32
 
@@ -29,20 +31,42 @@ BATCH = 32
 class Embedder(Embeddings):
     """Turns texts into unit vectors. Safe to share among threads; the model is loaded at the first text."""
 
-    def __init__(self, folder: Path, hash_cache: Path | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        hash_cache: Path | None = None,
+        device: str = "cpu",
+        query_prefix: str | None = None,
+        passage_prefix: str | None = None,
+    ) -> None:
         """`folder` is a sentence-transformers model. `hash_cache` is a file that spares hashing the weights again.
 
-        Raises IngestError if the folder is missing or incomplete.
+        Prefixes stand before what is embedded; None is what the folder asks for. Raises IngestError if the folder is
+        missing or incomplete.
         """
         self.folder = folder
         self.device = device
         self._hash_cache = hash_cache
         self._lock = threading.Lock()
         self._model: BertEncoder | SentenceTransformer | None = None
-        for name in ("modules.json", "config.json", "tokenizer.json"):
-            self._require(folder / name)
-        if not any(path.stat().st_size for pattern in PARTS[:2] for path in folder.glob(pattern)):
+        self._require(folder / "modules.json")
+        self._inner = folder / self._first_module()
+        for name in ("config.json", "tokenizer.json"):
+            self._require(self._inner / name)
+        if not any(path.stat().st_size for pattern in PARTS[:2] for path in self._inner.glob(pattern)):
             raise self._incomplete("its weights are missing")
+        asked = prefixes_of(folder, self._inner)
+        self.prefixes = Prefixes(
+            asked.query if query_prefix is None else query_prefix,
+            asked.passage if passage_prefix is None else passage_prefix,
+        )
+
+    def _first_module(self) -> str:
+        """Where the network and the tokenizer lie in the folder; older ones have them in a folder of their own."""
+        try:
+            return str(json.loads((self.folder / "modules.json").read_text("utf-8"))[0]["path"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise self._incomplete("modules.json is damaged") from error
 
     def _require(self, path: Path) -> None:
         if not path.is_file() or not path.stat().st_size:
@@ -55,7 +79,7 @@ class Embedder(Embeddings):
 
     @cached_property
     def identity(self) -> str:
-        """Name and content hash: the same for the same vectors, wherever the folder lies."""
+        """Name, content hash and prefixes: the same for the same vectors, wherever the folder lies."""
         files = sorted({path for pattern in PARTS for path in self.folder.glob(pattern) if path.name not in NOT_PARTS})
         stamps = {
             path.relative_to(self.folder).as_posix(): [path.stat().st_size, path.stat().st_mtime_ns] for path in files
@@ -71,7 +95,7 @@ class Embedder(Embeddings):
                 digest.update(f"{path.relative_to(self.folder).as_posix()} {part}\n".encode())
             entry = known[key] = {"files": stamps, "hash": digest.hexdigest()[:12]}
             self._write_hashes(known)
-        return f"{self.folder.name}@{entry['hash']}"
+        return f"{self.folder.name}@{entry['hash']}{self.prefixes.mark}"
 
     def _read_hashes(self) -> dict[str, Any]:
         try:
@@ -98,7 +122,7 @@ class Embedder(Embeddings):
         from tokenizers import Tokenizer
 
         try:
-            tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+            tokenizer = Tokenizer.from_file(str(self._inner / "tokenizer.json"))
         except Exception as error:  # the library raises a bare Exception
             raise self._incomplete("tokenizer.json is damaged") from error
         tokenizer.no_truncation()  # these files often cut and pad to the length they were trained with
@@ -107,7 +131,9 @@ class Embedder(Embeddings):
 
     @cached_property
     def max_tokens(self) -> int:
-        """Tokens of a text that the model reads; what is beyond is ignored. Special tokens are not counted."""
+        """Tokens of a passage that the model reads; what is beyond is ignored. Special tokens and the prefix are not
+        counted.
+        """
         limit = 0
         for name, key in (
             ("sentence_bert_config.json", "max_seq_length"),
@@ -115,12 +141,13 @@ class Embedder(Embeddings):
             ("config.json", "max_position_embeddings"),
         ):
             try:
-                found = json.loads((self.folder / name).read_text("utf-8")).get(key)
+                found = json.loads((self._inner / name).read_text("utf-8")).get(key)
             except (OSError, ValueError, AttributeError):
                 continue
             if isinstance(found, int) and 0 < found < 1 << 20:
                 limit = limit or found
-        return (limit or 512) - self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        taken = self._tokenizer.num_special_tokens_to_add(is_pair=False) + self.count_tokens(self.prefixes.passage)
+        return (limit or 512) - taken
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, special ones not counted."""
@@ -168,22 +195,29 @@ class Embedder(Embeddings):
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         return SentenceTransformer(str(self.folder), device=self.device, local_files_only=True).eval()
 
-    def _encode(self, texts: list[str]) -> list[list[float]]:
+    def _encode(self, texts: list[str], prefix: str) -> list[list[float]]:
         from ingest.bert import BertEncoder
 
         with self._lock:
             model = self._loaded()
             if isinstance(model, BertEncoder):
-                return model.encode(texts, BATCH)
-            found = model.encode(texts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
+                return model.encode([prefix + text for text in texts], BATCH)
+            # Told as a prompt, as some poolings leave its tokens out; '' keeps the library from a default of its own.
+            found = model.encode(
+                texts, prompt=prefix, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
+            )
             return cast(list[list[float]], found.tolist())
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Unit vectors (n, d) of texts, in their order. Batches hold texts of like length, so that little is padded."""
+        """Unit vectors (n, d) of passages, in their order."""
+        return self._embed(texts, self.prefixes.passage)
+
+    def _embed(self, texts: Sequence[str], prefix: str) -> list[list[float]]:
+        """Batches hold texts of like length, so that little is padded."""
         if not texts:
             return []
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        vectors = self._encode([texts[i] for i in order])
+        vectors = self._encode([texts[i] for i in order], prefix)
         result: list[list[float]] = [[] for _ in texts]
         for place, i in enumerate(order):
             result[i] = vectors[place]
@@ -191,4 +225,4 @@ class Embedder(Embeddings):
 
     def embed_query(self, text: str) -> list[float]:
         """The unit vector (d,) of a question."""
-        return self.embed_documents([text])[0]
+        return self._embed([text], self.prefixes.query)[0]

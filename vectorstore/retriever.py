@@ -14,14 +14,18 @@ from pydantic import ConfigDict, Field
 
 from vectorstore.fusion import Candidates, Fusion, default_fusion
 from vectorstore.keyword import Hit, KeywordIndex, Terms
+from vectorstore.rerank import Reranker
 from vectorstore.rows import doc_of
 from vectorstore.scope import DEEPEST, Scope
 from vectorstore.store import ChromaStore
+from vectorstore.variety import distinct, diverse
 
 Whole = Callable[[Sequence[str]], set[str]]  # ids of documents -> those that are whole
 T = TypeVar("T")
 Mode = Literal["dense", "keyword", "hybrid"]
 DEPTH = 50  # candidates of each side
+SPARE = 4  # passages found beyond those asked for, to stand in for near-duplicates
+CHOICE = 3  # times as many are found as returned, where they are to differ
 TRIES = 4  # to search while no document changes
 MOST = 1600  # looked at to find DEPTH that belong to whole documents
 
@@ -77,7 +81,7 @@ class Retriever(BaseRetriever):
 
     A passage's metadata has "score" (float: cosine similarity to the question; in keyword mode its share of the best
     BM25 score there could be, see Hit), "keyword_score" (that share; absent in dense mode), "relevance" (float: what
-    hybrid mode ranks by) and "page" (int, or None without pages).
+    hybrid mode ranks by), "rerank_score" (float, where it was reranked) and "page" (int, or None without pages).
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -97,6 +101,8 @@ class Retriever(BaseRetriever):
     coverage: Callable[[str], float] = Field(fully, description="share of a text that the embedder's vocabulary knows")
     fusion: Fusion = Field(default_factory=default_fusion)
     scope: Callable[[], Scope] | None = Field(None, description="of a filter, which `visible` then knows as well")
+    reranker: Reranker | None = Field(None, description="puts the first passages into another order")
+    diversity: float = Field(0.0, ge=0.0, le=1.0, description="of maximal marginal relevance; 0 leaves the order")
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         for _ in range(TRIES):
@@ -105,7 +111,17 @@ class Retriever(BaseRetriever):
             found = self._found(query, View(whole, self.scope() if self.scope else None))
             if self.version() == before:
                 break  # else a document that was replaced just now is in neither of its versions
-        return found
+        if self.reranker is not None:
+            found = self.reranker.compress_documents(found, query)
+        if self.diversity:
+            found = diverse(found, len(found), self.diversity)
+        return distinct(found, self.k)
+
+    @property
+    def _needed(self) -> int:
+        """Passages to find: all that are reordered, some for those that are found twice, more to choose from."""
+        read = 0 if self.reranker is None else self.reranker.candidates
+        return max(self.k + SPARE, read, CHOICE * self.k if self.diversity else 0)
 
     def _found(self, query: str, view: View) -> list[Document]:
         if self.keyword is None or self.mode == "dense":
@@ -116,13 +132,12 @@ class Retriever(BaseRetriever):
     # -- modes -----------------------------------------------------------------------------------------------------
 
     def _dense(self, query: str, view: View) -> list[Document]:
-        found = {
-            name: near for name, near in self._near(self.store.embed(query), self.k, view) if near >= self.min_score
-        }
+        near = self._near(self.store.embed(query), self._needed, view)
+        found = {name: score for name, score in near if score >= self.min_score}
         return [_passage(each, score=found[str(each.id)]) for each in self.store.get_by_ids(list(found))]
 
     def _words(self, query: str, index: KeywordIndex, view: View) -> list[Document]:
-        found = {hit.chunk_id: hit.score for hit in self._hits(index, index.analyse(query), self.k, view)}
+        found = {hit.chunk_id: hit.score for hit in self._hits(index, index.analyse(query), self._needed, view)}
         return [
             _passage(each, score=found[str(each.id)], keyword_score=found[str(each.id)])
             for each in self.store.get_by_ids(list(found))
@@ -136,12 +151,12 @@ class Retriever(BaseRetriever):
             for near, words in zip(found.judged.cosines, found.judged.shares, strict=True)
         ):
             return []
-        ranked = self.fusion.ranked(found.judged)[: self.k]
+        ranked = self.fusion.ranked(found.judged)[: self._needed]
         return found.take([i for i, _ in ranked], relevance=[relevance for _, relevance in ranked])
 
     def candidates(self, query: str, index: KeywordIndex, view: View = View()) -> Found:
         """What either side finds, judged by both, in no order that matters."""
-        depth = max(DEPTH, 2 * self.k)
+        depth = max(DEPTH, 2 * self.k, self._needed - SPARE)
         vector, terms = self.store.embed(query), index.analyse(query)
         cosines = dict(self._near(vector, depth, view))
         shares = {hit.chunk_id: hit.score for hit in self._hits(index, terms, depth, view)}

@@ -317,9 +317,12 @@ class ChromaStore(VectorStore):
         found = self._read(lambda collection: collection.get(**which, include=["embeddings"]))
         return dict(zip(found["ids"], cosines(embedding, found["embeddings"]), strict=True))
 
-    def chunks_of(self, doc_id: str) -> list[Document]:
-        """The chunks of one document, in its order."""
-        return sorted(self._get(where={"doc_id": doc_id}), key=lambda each: int(each.metadata.get("ordinal", 0)))
+    def chunks_of(self, doc_id: str, places: Sequence[int] = ()) -> list[Document]:
+        """The chunks of one document, in its order; with `places`, those with these ordinals."""
+        where: dict[str, Any] = {"doc_id": doc_id}
+        if places:
+            where = {"$and": [where, {"ordinal": {"$in": list(places)}}]}
+        return sorted(self._get(where=where), key=lambda each: int(each.metadata.get("ordinal", 0)))
 
     def delete_documents(self, doc_ids: Sequence[str]) -> None:
         """Deletes all chunks of these documents."""

@@ -119,7 +119,7 @@ def of_articles(articles: Sequence[Article], settings: Settings, progress: Calla
             (folder / name).write_bytes(data)
 
     made = _built(files.items(), write, settings)
-    report = made.ingestor.sync("default", progress=progress)
+    report = _ingested(made, "default", progress)
     return Corpus(made, {article.name: article for article in articles}, report)
 
 
@@ -141,9 +141,15 @@ def of_folder(folder: Path, settings: Settings, progress: Callable[[Event], None
 
     # A named knowledge base: sub-folders of the inbox's own top level would become others.
     made = _built(((name, path.read_bytes()) for name, path in files.items()), write, settings, kb="docs")
-    report = made.ingestor.sync("docs", progress=progress)
+    report = _ingested(made, "docs", progress)
     report.failed += [Failure(source, what) for source, what in scan.trouble.items()]
     return Corpus(made, {}, report)
+
+
+def _ingested(made: Services, kb: str, progress: Callable[[Event], None]) -> Report:
+    """Brings a throw-away knowledge base up to date; one of another embedder is nobody's loss, and made anew."""
+    row, now = made.ingestor.manifest.kb(kb), made.embedder.identity
+    return made.ingestor.sync(kb, progress=progress, rebuild=row is not None and row.embedder != now)
 
 
 def _built(
@@ -173,6 +179,7 @@ def _built(
                 "kb": kb,
                 "model": str(settings.path_of_model(settings.model).absolute()),
                 "embedder": str(settings.path_of_model(settings.embedder).absolute()),
+                "rerank": settings.rerank if settings.cross_encoder is None else str(settings.cross_encoder.absolute()),
             }
         )
     )

@@ -68,7 +68,7 @@ def model_of(settings: Settings) -> Row:
 
 def _settings(settings: Settings) -> Row:
     found = settings.model_dump(mode="json", exclude=NOT_RECORDED)
-    return {**found, "model": Path(settings.model).name, "embedder": Path(settings.embedder).name}
+    return {**found, **{key: Path(found[key]).name for key in ("model", "embedder", "rerank")}}
 
 
 def identity_of(head: Row) -> str:

@@ -70,11 +70,7 @@ def test_a_start_does_not_wait_for_the_library(embedder_folder: Path) -> None:
         ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}, False),
         ("sentence_bert_config.json", {"max_seq_length": 32}, True),
         ("config.json", {"hidden_act": "relu"}, False),
-        (
-            "config_sentence_transformers.json",
-            {"prompts": {"query": "query: "}, "default_prompt_name": "query"},
-            False,
-        ),
+        ("1_Pooling/config.json", {"include_prompt": False}, False),
     ],
 )
 def test_other_folders_give_the_library_s_vectors_too(copy: Path, name: str, changes: dict, own: bool) -> None:

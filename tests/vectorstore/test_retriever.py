@@ -13,6 +13,7 @@ from tests.vectorstore.fakes import WordEmbeddings
 from vectorstore import retriever
 from vectorstore.fusion import Fusion
 from vectorstore.keyword import KeywordIndex, folder_of
+from vectorstore.rerank import Reranker
 from vectorstore.retriever import Retriever
 from vectorstore.store import ChromaStore, open_client
 
@@ -177,3 +178,27 @@ class TestWholeDocuments:
         store.delete(["gate"])
         for mode in ("keyword", "hybrid"):
             assert "gate" not in ids(make(mode=mode, k=5).invoke("rs232c"))
+
+
+class TestReranked:
+    @pytest.mark.parametrize("mode", ["dense", "keyword", "hybrid"])
+    def test_more_are_read_than_returned(self, make: Callable[..., Retriever], mode: str) -> None:
+        question = "what do the llamas eat"
+        plain = ids(make(mode=mode, k=5).invoke(question))
+        read: list[str] = []
+
+        def scorer(asked: str, head: Sequence[Document]) -> list[float]:
+            assert asked == question
+            read.extend(ids(head))
+            return list(range(len(head)))
+
+        reranker = Reranker(scorer=scorer, candidates=len(plain), relevance=0, weight=1)
+        found = make(mode=mode, k=1, reranker=reranker).invoke(question)
+        assert len(plain) > 1
+        assert (read, ids(found)) == (plain, plain[-1:])
+        reranker = Reranker(scorer=scorer, candidates=2, relevance=0, weight=1)
+        assert ids(make(mode=mode, k=5, reranker=reranker).invoke(question)) == [plain[1], plain[0], *plain[2:]]
+
+    def test_nothing_found_is_not_scored(self, make: Callable[..., Retriever]) -> None:
+        reranker = Reranker(scorer=lambda asked, head: pytest.fail("asked"), weight=1)
+        assert make(mode="keyword", reranker=reranker).invoke("zebra") == []
