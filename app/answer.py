@@ -13,7 +13,7 @@ from langchain_core.documents import Document
 
 from app.cite import Citation, cite, without_markers
 from app.errors import AppError
-from app.prompt import NOTHING_INDEXED, REFUSAL, STOPS, Prompt, Turn, build, language_of
+from app.prompt import NOTHING_INDEXED, REFUSAL, STOPS, Prompt, Turn, build, language_of, refusal_of
 from ingest.errors import IngestError
 from llama.errors import LlamaError
 from vectorstore.errors import StoreError
@@ -21,6 +21,7 @@ from vectorstore.errors import StoreError
 if TYPE_CHECKING:
     from langchain_core.retrievers import BaseRetriever
 
+    from app.confidence import Confidence
     from llama.decoding import Usage
     from llama.engine import Engine
     from llama.sampling import SamplingParams
@@ -45,11 +46,15 @@ class Timings:
 
 @dataclass(frozen=True)
 class Answer:
-    """A finished answer: `passages` are the chunks that the model read, `pieces` the text with citation numbers."""
+    """A finished answer: `passages` are the chunks that the model read, `pieces` the text with citation numbers.
+
+    `confidence` is P(answerable), None where nothing is known about it; of a refusal, `passages` are the nearest.
+    """
 
     question: str
     answer: str
     refused: bool
+    confidence: float | None
     citations: list[Citation]
     retrieved: list[str]
     model: str
@@ -64,6 +69,7 @@ class Answer:
             "question": self.question,
             "answer": self.answer,
             "refused": self.refused,
+            "confidence": None if self.confidence is None else round(self.confidence, 4),
             "citations": [dataclasses.asdict(citation) for citation in self.citations],
             "retrieved": self.retrieved,
             "model": self.model,
@@ -86,6 +92,8 @@ class Backend(Protocol):
     def model_name(self) -> str: ...
     @property
     def engine(self) -> Engine: ...
+    @property
+    def confidence(self) -> Confidence: ...
     def retriever(self, kb: str, k: int) -> BaseRetriever | None:
         """None for a knowledge base that exists but holds nothing; AppError for one that does not exist."""
 
@@ -131,7 +139,7 @@ class Answerer:
         """
         found = self._retrieve(Question(question, kb, k))
         yield found.chunks
-        if found.refusal is not None:
+        if found.refuses:
             yield found.refusal
             yield found.refused()
             return
@@ -154,7 +162,7 @@ class Answerer:
             for index in range(start, min(start + WINDOW, len(questions))):
                 try:
                     found = self._retrieve(questions[index])
-                    if found.refusal is not None:
+                    if found.refuses:
                         yield index, found.refused()
                     else:
                         ready.append((index, found, self._prompt(found)))
@@ -174,15 +182,19 @@ class Answerer:
         started = time.perf_counter()
         text = check_question(question.text)
         if question.passages is not None:
-            chunks, refusal = list(question.passages), REFUSAL
+            chunks, indexed = list(question.passages), True
         else:
             retriever = self._backend.retriever(question.kb, question.k)
-            chunks = [] if retriever is None else retriever.invoke(text)
-            refusal = REFUSAL if retriever is not None else NOTHING_INDEXED
+            chunks, indexed = [] if retriever is None else retriever.invoke(text), retriever is not None
+        judge = self._backend.confidence
+        confidence = judge.of(text, chunks)
         return _Found(
             question=text,
+            kb=question.kb,
             chunks=chunks,
-            refusal=None if chunks else refusal[language_of(text)].format(kb=question.kb),
+            indexed=indexed,
+            confidence=confidence,
+            refuses=judge.refuses(confidence) or not chunks,
             model=self._backend.model_name,
             started=started,
             retrieve_s=time.perf_counter() - started,
@@ -199,22 +211,32 @@ class _Found:
     """What was retrieved for a question; becomes its `Answer` once the text is there."""
 
     question: str
+    kb: str
     chunks: list[Document]
-    refusal: str | None  # said without asking the model, as nothing was found
+    indexed: bool  # whether the knowledge base holds anything
+    confidence: float | None
+    refuses: bool  # without asking the model: nothing was found, or nothing that holds the answer
     model: str
     started: float
     retrieve_s: float
 
+    @property
+    def refusal(self) -> str:
+        """That nothing was found, where it was looked for, and what came nearest; in the question's language."""
+        if not self.indexed:
+            return NOTHING_INDEXED[language_of(self.question)].format(kb=self.kb)
+        return refusal_of(self.question, self.kb, self.chunks)
+
     def refused(self) -> Answer:
         """The refusal as an answer."""
-        return self._answer(self.refusal or "", True, (), {}, time.perf_counter() - self.started)
+        return self._answer(self.refusal, True, self.chunks, {}, time.perf_counter() - self.started)
 
     def answered(self, text: str, passages: Sequence[Document], usage: Usage, batched: bool = False) -> Answer:
         """What the model said of the passages, with citations."""
         clean, refused = without_markers(text), False
         if usage.finish_reason != "cancelled" and (not clean or is_refusal(clean)):
             # The model found nothing in the passages (or said nothing): told as a refusal, in our own words.
-            clean, refused = REFUSAL[language_of(self.question)], True
+            clean, refused = self.refusal, True
         figures = {
             name: getattr(usage, name)
             for name in ("prefill_s", "decode_s", "prompt_tokens", "cached_tokens", "answer_tokens")
@@ -230,6 +252,7 @@ class _Found:
             question=self.question,
             answer=text,
             refused=refused,
+            confidence=self.confidence,
             citations=cited.citations,
             retrieved=[chunk.metadata["chunk_id"] for chunk in self.chunks],
             model=self.model,

@@ -68,6 +68,9 @@ class Settings(BaseModel):
     min_score: float = Field(
         0.2, ge=-1.0, le=1.0, description="nothing is found where no chunk is so similar, or has the question's words"
     )
+    min_confidence: float | None = Field(
+        None, ge=0.0, le=1.0, description="questions less likely to be answerable are refused; without it, calibrated"
+    )
     max_answer_tokens: int = Field(192, ge=1, description="longest answer, in tokens")
     max_prompt_tokens: int = Field(
         3072, ge=256, description="longest prompt, in tokens; never more than the model takes"
@@ -102,6 +105,10 @@ class Settings(BaseModel):
     @property
     def models(self) -> Path:
         return self.home / "models"
+
+    @property
+    def calibration(self) -> Path:
+        return self.home / "calibration"
 
     @property
     def cache(self) -> Path:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from app.config import Retrieval, Settings, limit_threads
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from langchain_core.retrievers import BaseRetriever
 
     from app.answer import Answerer
+    from app.confidence import Confidence
     from llama.chat_model import ChatLlama
     from llama.engine import Engine
     from llama.sampling import SamplingParams
@@ -39,8 +41,10 @@ class Services:
     Constructing it costs nothing: torch, Chroma and the models are loaded by the first call that needs them.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, calibration: Path | None = None) -> None:
+        """calibration: the folder of the user's calibrations, by default that of the settings."""
         self.settings = settings
+        self.calibration = calibration or settings.calibration
         self._building = threading.RLock()
         self._made: dict[str, Any] = {}
         limit_threads(settings.threads)
@@ -120,6 +124,17 @@ class Services:
                 told = f"{error}; until then '{kb}' is searched by meaning only"
                 self._once(f"told {kb}", lambda: log.warning(told))
             return None
+
+    @property
+    def confidence(self) -> Confidence:
+        """How likely questions can be answered from what was found. Raises AppError for a damaged calibration."""
+        from app.confidence import Confidence, find, identity
+
+        def make() -> Confidence:
+            found, _ = find(self.calibration, identity(self.embedder.identity))
+            return Confidence(found, self.embedder.coverage, self.settings.min_confidence)
+
+        return self._once("confidence", make)
 
     @property
     def model_name(self) -> str:

@@ -45,7 +45,8 @@ class Retriever(BaseRetriever):
 
     A passage's metadata has "score" (float: cosine similarity to the question; in keyword mode its share of the best
     BM25 score there could be, see Hit), "keyword_score" (that share; absent in dense mode), "relevance" (float: what
-    hybrid mode ranks by) and "page" (int, or None without pages).
+    hybrid mode ranks by), "held" (in hybrid mode, the share of the question's idf whose terms stand in it) and "page"
+    (int, or None without pages).
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -104,7 +105,11 @@ class Retriever(BaseRetriever):
         ):
             return []
         ranked = self.fusion.ranked(found.judged)[: self.k]
-        return [_passage(found.passages[i], relevance=relevance) for i, relevance in ranked]
+        terms = index.analyse(query)
+        return [
+            _passage(each, relevance=relevance, held=terms.held(_read(each)))
+            for each, relevance in ((found.passages[i], relevance) for i, relevance in ranked)
+        ]
 
     def candidates(self, query: str, index: KeywordIndex, whole: Whole = set) -> Found:
         """What either side finds, judged by both, in no order that matters."""
@@ -151,6 +156,11 @@ class Retriever(BaseRetriever):
             if len(kept) >= n or len(found) < asked or asked >= MOST:
                 return kept[:n]
             asked *= 4
+
+
+def _read(passage: Document) -> str:
+    """Its text with the headings above it."""
+    return f"{passage.metadata.get('headings', '')}\n{passage.page_content}"
 
 
 def _passage(found: Document, **scores: float) -> Document:

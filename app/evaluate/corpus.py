@@ -174,5 +174,6 @@ def _built(
                 "model": str(settings.path_of_model(settings.model).absolute()),
                 "embedder": str(settings.path_of_model(settings.embedder).absolute()),
             }
-        )
+        ),
+        settings.calibration,
     )

@@ -73,7 +73,8 @@ def _settings(settings: Settings) -> Row:
 
 def identity_of(head: Row) -> str:
     """What the answer to a question depends on. Which questions are asked, and what they are scored by, is no part."""
-    parts = {name: head[name] for name in ("kind", "settings", "model", "adapter", "embedder", "gold_context", "k")}
+    named = ("kind", "settings", "model", "adapter", "embedder", "gold_context", "k", "calibration")
+    parts = {name: head[name] for name in named}
     return _digest([parts, head["dataset"]["index"]])
 
 

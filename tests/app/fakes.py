@@ -10,6 +10,7 @@ from typing import Any
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 
+from app.confidence import Confidence
 from app.errors import AppError
 from llama.decoding import Usage
 
@@ -54,6 +55,7 @@ class Backend:
         self.messages: list[Any] = []
         self.fault: Exception | None = None
         self.faults: dict[int, Exception] = {}  # of single requests, by their place in a batch
+        self.confidence = Confidence(None, lambda text: 1.0)
 
     def retriever(self, kb: str, k: int) -> BaseRetriever | None:
         if kb not in ("default", "empty"):
