@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_core.documents import Document
 
-from app.cite import Citation, cite, without_markers
+from app.cite import Citation, Sentence, cite, without_markers
 from app.errors import AppError
 from app.prompt import NOTHING_INDEXED, REFUSAL, STOPS, Prompt, Turn, build, language_of, refusal_of
 from ingest.errors import IngestError
@@ -46,7 +46,8 @@ class Timings:
 
 @dataclass(frozen=True)
 class Answer:
-    """A finished answer: `passages` are the chunks that the model read, `pieces` the text with citation numbers.
+    """A finished answer: `passages` are the chunks that the model read, `pieces` the text with citation numbers,
+    `sentences` what each of them rests on.
 
     `confidence` is P(answerable), None where nothing is known about it; of a refusal, `passages` are the nearest.
     """
@@ -62,6 +63,7 @@ class Answer:
     adapter: str | None = None
     passages: list[Document] = field(default_factory=list)
     pieces: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    sentences: list[Sentence] = field(default_factory=list)  # none of a refusal
 
     def to_json(self) -> dict[str, Any]:
         """The object that `ask --json` prints, without the `id` that the caller adds."""
@@ -71,6 +73,7 @@ class Answer:
             "refused": self.refused,
             "confidence": None if self.confidence is None else round(self.confidence, 4),
             "citations": [dataclasses.asdict(citation) for citation in self.citations],
+            "sentences": [dataclasses.asdict(sentence) for sentence in self.sentences],
             "retrieved": self.retrieved,
             "model": self.model,
             "adapter": self.adapter,
@@ -259,6 +262,7 @@ class _Found:
             timings=Timings(retrieve_s=self.retrieve_s, total_s=total_s, **figures),
             passages=list(passages),
             pieces=cited.pieces,
+            sentences=[] if refused else cited.sentences,
         )
 
 
