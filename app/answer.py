@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_core.documents import Document
 
-from app.cite import Citation, Sentence, cite, without_markers
+from app import followup
+from app.cite import Citation, Sentence, cite, unmarked, without_markers
 from app.errors import AppError
 from app.prompt import NOTHING_INDEXED, REFUSAL, STOPS, Prompt, Turn, build, language_of, refusal_of
 from ingest.errors import IngestError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from llama.sampling import SamplingParams
 
 MAX_QUESTION_CHARACTERS = 20_000
+REWRITTEN_TOKENS = 64  # of a follow-up question that the model writes anew
 WINDOW = 128  # questions of a batch that are retrieved ahead of the model
 ANSWER_ERRORS = (AppError, IngestError, LlamaError, StoreError)  # faults of one question, told in one line
 
@@ -50,6 +52,7 @@ class Answer:
     `sentences` what each of them rests on.
 
     `confidence` is P(answerable), None where nothing is known about it; of a refusal, `passages` are the nearest.
+    `rewritten` is what a follow-up question was understood as, None for one that stands alone.
     """
 
     question: str
@@ -64,11 +67,13 @@ class Answer:
     passages: list[Document] = field(default_factory=list)
     pieces: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     sentences: list[Sentence] = field(default_factory=list)  # none of a refusal
+    rewritten: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object that `ask --json` prints, without the `id` that the caller adds."""
         return {
             "question": self.question,
+            "rewritten": self.rewritten,
             "answer": self.answer,
             "refused": self.refused,
             "confidence": None if self.confidence is None else round(self.confidence, 4),
@@ -140,15 +145,16 @@ class Answerer:
         be it nothing.
         Raises AppError for an empty or over-long question, and what the store or the model raise.
         """
-        found = self._retrieve(Question(question, kb, k))
+        found = self._understood(Question(question, kb, k), history, cancel)
         yield found.chunks
         if found.refuses:
             yield found.refusal
             yield found.refused()
             return
-        prompt = self._prompt(found, history)
+        # What stands alone is answered without the conversation, which would draw old subjects into a new one.
+        prompt = self._prompt(found, () if followup.stands_alone(found.asked) else history)
         generation = self._backend.engine.generate(prompt.ids, self._sampling, cancel)
-        yield from generation
+        yield from unmarked(generation)
         yield found.answered(generation.text, prompt.chunks, generation.usage)
 
     def answer_batch(
@@ -181,6 +187,31 @@ class Answerer:
                 else:
                     yield index, found.answered(done.text, prompt.chunks, done.usage, batched=True)
 
+    def _understood(self, question: Question, history: Sequence[Turn], cancel: threading.Event | None = None) -> _Found:
+        """What is found for a question that may lean on the conversation, by the reading that finds the most.
+
+        Where nothing is known about how likely an answer is, the conversation's terms are searched for as well.
+        """
+        found = self._retrieve(question)
+        if not history or followup.stands_alone(found.question):
+            return found
+        readings = [self._rewritten(found.question, history, cancel), followup.expanded(found.question, history)]
+        for reading in dict.fromkeys(each for each in readings if each and len(each) <= MAX_QUESTION_CHARACTERS):
+            other = self._retrieve(dataclasses.replace(question, text=reading))
+            if other.chunks and (other.confidence is None or other.confidence > (found.confidence or 0.0)):
+                found = dataclasses.replace(other, question=found.question, asked=reading, started=found.started)
+        return dataclasses.replace(found, retrieve_s=time.perf_counter() - found.started)
+
+    def _rewritten(self, question: str, history: Sequence[Turn], cancel: threading.Event | None) -> str | None:
+        """The question as the model would ask it without the conversation; None where that cannot be trusted."""
+        engine = self._backend.engine
+        ids = engine.encode_chat(followup.request(question, history))
+        if len(ids) + REWRITTEN_TOKENS > engine.context_length:
+            return None
+        plain = dataclasses.replace(self._sampling, temperature=0.0, max_tokens=REWRITTEN_TOKENS, stop=("\n",))
+        request = engine.generate(ids, plain, cancel)
+        return followup.accepted("".join(request), question, history)
+
     def _retrieve(self, question: Question) -> _Found:
         started = time.perf_counter()
         text = check_question(question.text)
@@ -193,6 +224,7 @@ class Answerer:
         confidence = judge.of(text, chunks)
         return _Found(
             question=text,
+            asked=text,
             kb=question.kb,
             chunks=chunks,
             indexed=indexed,
@@ -206,7 +238,7 @@ class Answerer:
     def _prompt(self, found: _Found, history: Sequence[Turn] = ()) -> Prompt:
         engine = self._backend.engine
         budget = min(self._max_prompt_tokens, engine.context_length - self._sampling.max_tokens)
-        return build(found.question, history, found.chunks, engine.encode_chat, budget)
+        return build(found.asked, history, found.chunks, engine.encode_chat, budget)
 
 
 @dataclass(frozen=True)
@@ -214,6 +246,7 @@ class _Found:
     """What was retrieved for a question; becomes its `Answer` once the text is there."""
 
     question: str
+    asked: str  # the question as it was understood
     kb: str
     chunks: list[Document]
     indexed: bool  # whether the knowledge base holds anything
@@ -263,6 +296,7 @@ class _Found:
             passages=list(passages),
             pieces=cited.pieces,
             sentences=[] if refused else cited.sentences,
+            rewritten=None if self.asked == self.question else self.asked,
         )
 
 

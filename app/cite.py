@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,8 @@ OWN_LINE = re.compile(r"\s*(?:#{1,6} |\||[-*+•] |\d+[.)、] |$)")
 WORD = re.compile(r"\d+(?:[.,:/-]\d+)*|[^\W\d_\u3400-\u9fff]+(?:['’][^\W\d_]+)?|[\u3400-\u9fff]+")
 # [1], [1, 2], [1-3], also in Chinese brackets. A longer number is none of ours.
 MARKER = re.compile(r"\s*[\[［【]\s*\d{1,3}(?:\s*[-–,，、;；]\s*\d{1,3})*\s*[\]］】]")
+OPEN_MARKER = re.compile(r"\s*(?:\s|[\[［【][\s\d,，、;；–-]*)$")
+LONGEST_MARKER = 40
 COMMON = frozenset(
     """a an the and or but if of in on at to for from by with as is are was were be been being am do does did has have
     had it its this that these those there here he she they them his her their we our you your i me my not no so than
@@ -109,7 +111,27 @@ def words(text: str) -> set[str]:
 
 def without_markers(text: str) -> str:
     """Drops citation numbers that the model wrote: only those found here are shown, so none can be invented."""
-    return MARKER.sub("", text).strip()
+    return _unmarked(text).strip()
+
+
+def _unmarked(text: str) -> str:
+    while (less := MARKER.sub("", text)) != text:  # what is left of [[1]2] is one again
+        text = less
+    return text
+
+
+def unmarked(pieces: Iterable[str]) -> Iterator[str]:
+    """A text that comes in pieces without the citation numbers in it; what may become one is held back."""
+    held = ""
+    for piece in pieces:
+        held = _unmarked(held + piece)
+        found = OPEN_MARKER.search(held)
+        at = len(held) if found is None or len(held) - found.start() > LONGEST_MARKER else found.start()
+        if at:
+            yield held[:at]
+        held = held[at:]
+    if held:
+        yield held
 
 
 def _exact(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | None:

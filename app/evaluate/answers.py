@@ -43,6 +43,9 @@ FIGURES: dict[str, Callable[[Row], Parts | None]] = {
     ),
     "false refusals": lambda row: (float(row["refused"]), 1.0) if row["answerable"] else None,
     "citation precision": lambda row: _citation(row, row["chunks_holding"], row["chunks_cited"]),
+    "citation precision, if right": lambda row: (
+        _citation(row, row["chunks_holding"], row["chunks_cited"]) if row["scores"]["contains"] else None
+    ),
     "citation recall": lambda row: _citation(row, row["chunks_holding"] > 0, row["in_context"]),
     "groundedness": lambda row: None if row["groundedness"] is None else (row["groundedness"], 1.0),
 }
