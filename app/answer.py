@@ -190,17 +190,22 @@ class Answerer:
     def _understood(self, question: Question, history: Sequence[Turn], cancel: threading.Event | None = None) -> _Found:
         """What is found for a question that may lean on the conversation, by the reading that finds the most.
 
-        Where nothing is known about how likely an answer is, the conversation's terms are searched for as well.
+        Where nothing is known about how likely an answer is, the first reading that there is counts.
         """
         found = self._retrieve(question)
         if not history or followup.stands_alone(found.question):
             return found
-        readings = [self._rewritten(found.question, history, cancel), followup.expanded(found.question, history)]
+        own = found
+        readings = [self._rewritten(own.question, history, cancel), followup.expanded(own.question, history)]
         for reading in dict.fromkeys(each for each in readings if each and len(each) <= MAX_QUESTION_CHARACTERS):
             other = self._retrieve(dataclasses.replace(question, text=reading))
-            if other.chunks and (other.confidence is None or other.confidence > (found.confidence or 0.0)):
-                found = dataclasses.replace(other, question=found.question, asked=reading, started=found.started)
-        return dataclasses.replace(found, retrieve_s=time.perf_counter() - found.started)
+            if own.confidence is None or other.confidence is None:
+                found = other
+                break
+            if other.confidence > (found.confidence or 0.0):
+                found = other
+        spent = time.perf_counter() - own.started
+        return dataclasses.replace(found, question=own.question, started=own.started, retrieve_s=spent)
 
     def _rewritten(self, question: str, history: Sequence[Turn], cancel: threading.Event | None) -> str | None:
         """The question as the model would ask it without the conversation; None where that cannot be trusted."""

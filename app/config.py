@@ -8,7 +8,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -68,8 +68,8 @@ class Settings(BaseModel):
     min_score: float = Field(
         0.2, ge=-1.0, le=1.0, description="nothing is found where no chunk is so similar, or has the question's words"
     )
-    min_confidence: float | None = Field(
-        None, ge=0.0, le=1.0, description="questions less likely to be answerable are refused; without it, calibrated"
+    min_confidence: Literal["auto"] | Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        "auto", description="questions that are less likely to be answerable are refused; auto is what was calibrated"
     )
     max_answer_tokens: int = Field(192, ge=1, description="longest answer, in tokens")
     max_prompt_tokens: int = Field(
@@ -105,6 +105,11 @@ class Settings(BaseModel):
     @property
     def models(self) -> Path:
         return self.home / "models"
+
+    @property
+    def threshold(self) -> float | None:
+        """`min_confidence`, None for auto."""
+        return None if self.min_confidence == "auto" else self.min_confidence
 
     @property
     def calibration(self) -> Path:

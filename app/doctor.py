@@ -204,7 +204,7 @@ def _refusals(settings: Settings) -> Iterator[Row]:
     except AppError as error:
         yield Row("refusals", "fail", str(error), f"remove the file, then {learn}")
         return
-    below = f"below a confidence of {Confidence(found, embedder.coverage, settings.min_confidence).threshold:.2f}"
+    below = f"below a confidence of {Confidence(found, embedder.coverage, settings.threshold).threshold:.2f}"
     told = {"yours": "your own calibration", "shipped": "the calibration that comes with Paddock"}
     if whose in told:
         yield Row("refusals", "ok", f"{below}, by {told[whose]}")

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 from app.cite import words
-from app.prompt import Turn, language_of
+from app.prompt import CHINESE, Turn, language_of
 from llama.chat import Message
 
 # Words that stand for something said before. "that" and "there" often do not ("that I booked", "is there"): only where
@@ -37,7 +37,7 @@ MOST_TERMS = 10
 MOST_CHARACTERS = 300  # of an earlier answer that terms are taken from, and that the model reads
 LONGER = 200  # characters that a rewritten question may have more than the question
 ASKED_ZH = re.compile(
-    r"什么|多少|怎么|怎样|如何|为什么|哪里|哪儿|哪[个些位种条家]|几[点个片头条天位]|多久|多长|谁|吗|呢|请问|可以|应该|需要|是|的|了|[?？,，。！!]"
+    r"什么|多[少久长高大远深重]|怎么|怎样|如何|为什么|哪里|哪儿|哪[个些位种条家]|几[点个片头条天位]|谁|吗|呢|请问|可以|应该|需要|是|的|了|[?？,，。！!]"
 )
 TOKEN = re.compile(r"[^\W_\u3400-\u9fff][\w'’.:/-]*|[\u3400-\u9fff]+")
 
@@ -89,16 +89,14 @@ def accepted(written: str, question: str, history: Sequence[Turn]) -> str | None
     stand in the conversation; something must have been added.
     """
     text = next((line.strip() for line in written.strip().splitlines() if line.strip()), "")
-    known = _said(history)
-    before, after = _meant(question), _meant(text)
+    said = " ".join(f"{turn.question} {turn.answer}" for turn in history)
+    known, before, after = words(said), _meant(question), _meant(text)
     if not text or len(text) > len(question) + LONGER or not before <= after:
         return None
+    # A pair of Chinese characters may be of two words that now stand side by side.
+    letters = {letter for letter in said + question if CHINESE.match(letter)}
     added = after - before
-    return text if added and added <= known else None
-
-
-def _said(history: Sequence[Turn]) -> set[str]:
-    return set().union(*(words(f"{turn.question} {turn.answer}") for turn in history)) if history else set()
+    return text if added and all(term in known or letters.issuperset(term) for term in added) else None
 
 
 def _meant(text: str) -> set[str]:

@@ -132,7 +132,7 @@ class Services:
 
         def make() -> Confidence:
             found, _ = find(self.calibration, identity(self.embedder.identity))
-            return Confidence(found, self.embedder.coverage, self.settings.min_confidence)
+            return Confidence(found, self.embedder.coverage, self.settings.threshold)
 
         return self._once("confidence", make)
 

@@ -8,6 +8,7 @@ figure is of a question whose article was learned from.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def threshold_of(asked: Sequence[Asked], confidence: Array, most: float = FALSE_
     order = np.argsort(values)
     refused = np.cumsum(weight[order]) / weight.sum()
     place = int(np.searchsorted(refused, most, side="right"))
-    return round(float(values[order][min(place, len(order) - 1)]), 4)
+    return math.floor(10_000 * float(values[order][min(place, len(order) - 1)])) / 10_000
 
 
 def calibrate(asked: Sequence[Asked], services: Services, sets: Sequence[str]) -> tuple[list[Calibration], Array]:

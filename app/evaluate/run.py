@@ -202,7 +202,7 @@ def run_calibrate(inputs: Sequence[Inputs], services: Services, out: Path | None
     made, confidence = calibrate.calibrate(asked, services, names)
     place = confidence_of.path_of(services.calibration, made[0].holds_for) if out is None else out
     confidence_of.write(place, made[:1] if out is None else made)
-    threshold = made[0].threshold if settings.min_confidence is None else settings.min_confidence
+    threshold = made[0].threshold if settings.threshold is None else settings.threshold
     results = {
         "kind": "calibrate",
         "dataset": {"name": "+".join(names), "sets": names, "questions": len(asked)},

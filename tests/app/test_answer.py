@@ -35,7 +35,7 @@ def test_an_answer_has_what_the_contract_names() -> None:
         "rewritten", "confidence", "sentences",
     }  # fmt: skip
     assert (row["rewritten"], row["confidence"]) == (None, None)
-    assert row["sentences"] == [{"text": row["answer"], "citations": (1,), "support": "exact"}]
+    assert row["sentences"] == [{"text": row["answer"], "citations": (1,), "support": "words"}]
     assert row["question"] == "How much hay?"
     assert row["answer"] == "An adult llama eats 2.3 kilograms of hay."
     assert (row["refused"], row["model"], row["adapter"]) == (False, "fake.gguf", None)
@@ -145,8 +145,8 @@ def test_a_follow_up_is_searched_for_with_the_conversation() -> None:
 def test_the_model_s_rewrite_is_taken_if_nothing_is_lost_or_made_up() -> None:
     said = "What is the code of Sable Hut?"
     answer = answerer(Backend([HAY], said)).answer("What is the code of it?", "default", 4, TALK)
-    assert answer.rewritten == "What is the code of it? (sleep Sable Hut)", "without a confidence, the last reading"
-    backend = Backend([HAY], said)
+    assert answer.rewritten == said, "without a confidence, the first reading"
+    backend = Backend([found(0.2)], said)
     backend.confidence = judged(0.0)
     backend.by_question = {said: [found(0.9)], "What is the code of it?": [found(0.3)]}
     assert answerer(backend).answer("What is the code of it?", "default", 4, TALK).rewritten == said

@@ -51,7 +51,7 @@ def test_a_chinese_rewrite() -> None:
 
 def test_the_terms_of_the_last_exchange_stand_behind_the_question() -> None:
     assert expanded("Who built it?", HUT) == "Who built it? (high Sable Hut 2,410)"
-    assert expanded("它是谁建的？", TOWER) == "它是谁建的？ (北塔有 高 40)"
+    assert expanded("它是谁建的？", TOWER) == "它是谁建的？ (北塔有 40米)"
     assert expanded("How high is Sable Hut, with its 2,410 m?", HUT) == "How high is Sable Hut, with its 2,410 m?"
     assert expanded("Who built it?", []) == "Who built it?"
     assert len(expanded("And?", [Turn(" ".join(f"word{n}" for n in range(99)), "x" * 9999)])) < 200

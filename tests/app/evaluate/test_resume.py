@@ -37,6 +37,7 @@ class Place:
             retriever=self.backend.retriever,
             answerer=Answerer(self.backend, 4000, SamplingParams(max_tokens=50)),
             engine=SimpleNamespace(precision="float32"),
+            confidence=self.backend.confidence,
             warm=lambda: None,
         )
         self.services = services
