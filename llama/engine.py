@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from llama.cache import KVCache, PackedCache
 from llama.chat import ChatTemplate, Message
 from llama.checkpoint import Checkpoint, load_transformer, open_checkpoint
 from llama.errors import LlamaError
-from llama.fused import FusedStep, supports
+from llama.fused import FusedStep, supports, tails
 from llama.model import Transformer
 from llama.quantize import QuantizedEmbedding, can_pack, quantization_of
 from llama.sampling import SamplingParams
 from llama.scheduler import PIECE, ROWS, Request, Scheduler
+from llama.scoring import SCORED_ROWS, Scoring, shared_heads
 from llama.team import Team
 from llama.tokenizer import Tokenizer
 
@@ -102,15 +103,20 @@ class Engine:
         """
         for prompt in prompts:
             self.check_prompt(prompt)
-        stop = cancel or threading.Event()
+        stop, user = cancel or threading.Event(), object()
+        yield from self._side_by_side((Request(self, list(prompt), params, stop, user) for prompt in prompts), rows)
+
+    def _side_by_side(self, requests: Iterable[Request], rows: int) -> Iterator[tuple[int, Request]]:
+        """Runs requests, `rows` at once; yields (its place, the request) as each ends. Leaving cancels the rest.
+
+        They should have one user, however many they are, so that others take turns with them.
+        """
         ended: queue.SimpleQueue[Request] = queue.SimpleQueue()
         places: dict[Request, int] = {}
-        todo = iter(enumerate(prompts))
-        user = object()  # one, however many prompts it has: others take turns with it
+        todo = enumerate(requests)
 
         def begin() -> None:
-            for index, prompt in itertools.islice(todo, 1):
-                request = Request(self, list(prompt), params, stop, user)
+            for index, request in itertools.islice(todo, 1):
                 request.done, places[request] = ended, index
                 try:
                     self.scheduler.submit([request])
@@ -127,6 +133,31 @@ class Engine:
         finally:
             for request in places:
                 request.cancel()
+
+    def log_likelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """For each (prompt, continuation) of token ids, ln P of each token of the continuation behind all before it.
+
+        All run side by side, and beside what others ask. What all prompts begin with is read once and kept like other
+        prefixes, as is a prompt that several pairs have; nothing else is kept. Raises LlamaError, before anything is
+        computed, when a prompt is empty or a pair does not fit into the context; and when one can never fit into the
+        memory.
+        """
+        for prompt, continuation in pairs:
+            self.check_prompt(prompt)
+            if len(prompt) + len(continuation) > self.context_length:
+                raise LlamaError(
+                    f"prompt and continuation have {len(prompt) + len(continuation)} tokens and the model's context is "
+                    f"{self.context_length}; shorten them"
+                )
+        user, found = object(), dict[int, list[float]]()
+        heads = [(head, list[int]()) for head in shared_heads([prompt for prompt, _ in pairs])]
+        for group, rows, keep in ((heads, 1, True), (pairs, SCORED_ROWS, False)):
+            requests = (Scoring(self, prompt, continuation, user, keep) for prompt, continuation in group)
+            for index, request in self._side_by_side(requests, rows):
+                if request.error is not None:
+                    raise request.error
+                found[index] = request.logprobs  # those of the heads are none, and are overwritten
+        return [found[index] for index in range(len(pairs))]
 
     def check_prompt(self, prompt: Sequence[int]) -> None:
         """Raises LlamaError when the prompt is empty or leaves no room in the context."""
@@ -153,22 +184,22 @@ class Engine:
 
     @torch.inference_mode()
     def forward(
-        self, tokens: Sequence[Sequence[int]], caches: Sequence[KVCache], every: bool = False
+        self, tokens: Sequence[Sequence[int]], caches: Sequence[KVCache], last: Sequence[int] | None = None
     ) -> list[torch.Tensor]:
         """Several requests' next tokens through the model in one turn, their caches advanced.
 
-        tokens: each request's new ids; caches: of one row each. Returns each request's logits, fp32 or the weights'
-        dtype: [1, V] behind its last token, or with `every` [tokens, V] behind each.
+        tokens: each request's new ids; caches: of one row each; last: behind how many of each request's last tokens the
+        logits are wanted, by default one. Returns each request's logits [last, V], fp32 or the weights' dtype.
         """
         sizes = [len(each) for each in tokens]
+        counts = [1] * len(sizes) if last is None else list(last)
         with self._turn:
             if self._fused is not None:
-                return self._fused(tokens, caches, every)
+                return self._fused(tokens, caches, counts)
             row = torch.tensor([token for each in tokens for token in each], device=self.device)
-            ends = torch.tensor(sizes).cumsum(0) - 1
-            wanted = None if every else ends.to(self.device)
+            wanted = None if counts == sizes else torch.tensor(tails(sizes, counts), device=self.device)
             logits = self.model(row[None], PackedCache(caches, sizes), at=wanted)[0]
-        return list(torch.split(logits, sizes if every else [1] * len(sizes)))
+        return list(torch.split(logits, counts))
 
     @torch.inference_mode()
     def logits(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:

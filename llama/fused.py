@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,12 @@ def supports(model: Transformer) -> bool:
     )
 
 
+def tails(sizes: Sequence[int], last: Sequence[int]) -> list[int]:
+    """The places of each run's last tokens, where runs of these sizes stand behind each other."""
+    ends = itertools.accumulate(sizes)
+    return [place for end, count in zip(ends, last, strict=True) for place in range(end - count, end)]
+
+
 class FusedStep:
     """Tokens of several requests through all layers at once. Not safe to call from two threads at a time."""
 
@@ -54,8 +61,8 @@ class FusedStep:
         self._widest = max(config.dim, config.ffn_dim, config.n_heads * config.head_dim)
 
     @torch.inference_mode()
-    def __call__(self, tokens: Sequence[Sequence[int]], caches: Sequence[KVCache], every: bool = False) -> list[Tensor]:
-        """Each request's logits, fp32: [1, V] behind its last token, or with `every` [tokens, V] behind each.
+    def __call__(self, tokens: Sequence[Sequence[int]], caches: Sequence[KVCache], last: Sequence[int]) -> list[Tensor]:
+        """Each request's logits [last, V], fp32, behind so many of its last tokens.
 
         tokens: each request's new ones; caches: of one row each, in fp32, advanced by the call.
         Raises LlamaError when tokens do not fit a cache or the model's context.
@@ -69,8 +76,7 @@ class FusedStep:
             places += [place] * len(new)
             positions += range(cache.lengths[0], cache.lengths[0] + len(new))
         model.within_context(max(positions) + 1)
-        ends = np.cumsum(sizes)
-        wanted = np.arange(len(positions)) if every else ends - 1
+        wanted = np.array(tails(sizes, last), dtype=np.int64)
         row = np.array([token for new in tokens for token in new], dtype=np.int64)
         if row.min() < 0 or row.max() >= model.config.vocab_size:
             raise LlamaError(f"a token id is beyond the vocabulary of {model.config.vocab_size}")
@@ -79,7 +85,7 @@ class FusedStep:
         for new, cache in zip(tokens, caches, strict=True):
             cache.advance([len(new)])
         found = torch.from_numpy(out)[:, : model.config.vocab_size]
-        return list(torch.split(found, sizes if every else [1] * len(sizes)))
+        return list(torch.split(found, list(last)))
 
     def _run(
         self, tokens: Any, places: list[list[int]], positions: list[int], wanted: Any, out: np.ndarray[Any, Any]

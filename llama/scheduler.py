@@ -79,6 +79,21 @@ class Request:
         """What was given out so far; without its repetitions when the model ran in circles."""
         return self.decoding.text
 
+    scored = False  # whether it only reads, and ends with its prompt
+    keep = True  # whether what it computes is kept for later ones
+
+    @property
+    def reusable(self) -> list[int]:
+        """The tokens that may be taken over from earlier requests: not the last, for what follows it is not kept."""
+        return self.prompt[:-1]
+
+    def wanted(self, start: int, size: int) -> int:
+        """Behind how many of the last tokens of a piece of the prompt logits are wanted; 1 or more."""
+        return 1
+
+    def hear(self, logits: Tensor) -> None:
+        """Takes the logits [wanted, V] of a piece of the prompt."""
+
     def cancel(self) -> None:
         """Ends the request at its next token; what was generated stays."""
         self._cancel.set()
@@ -209,8 +224,7 @@ class Scheduler:
             request.usage.queue_s = request.begun - request.submitted
             with self._blamed(request):
                 request.cache = self._engine.new_cache(1, len(request.prompt) + request.budget)
-                # The last token is always computed, for what follows it is not kept.
-                request.usage.cached_tokens = self.prefixes.load(request.prompt[:-1], request.cache)
+                request.usage.cached_tokens = self.prefixes.load(request.reusable, request.cache)
                 self._reading.append(request)
 
     def _fits(self, needed: int) -> bool:
@@ -248,17 +262,22 @@ class Scheduler:
             room -= len(given[-1][2])
             if room == 0:
                 break
-        found = self._engine.forward([piece for _, _, piece in given], [cache for _, cache, _ in given])
+        wanted = [request.wanted(cache.lengths[0], len(piece)) for request, cache, piece in given]
+        found = self._engine.forward([piece for _, _, piece in given], [cache for _, cache, _ in given], wanted)
         for (request, cache, _), logits in zip(given, found, strict=True):
             with self._blamed(request):
                 assert request.begun is not None
                 request.usage.prefill_s = time.perf_counter() - request.begun
+                request.hear(logits)
                 self._reading.remove(request)
                 if cache.lengths[0] < len(request.prompt):
                     self._reading.append(request)
                 else:
                     self._writing.append(request)
-                    self._say(request, logits[-1:], [])
+                    if request.scored:
+                        self._leave(request)
+                    else:
+                        self._say(request, logits[-1:], [])
 
     def _write(self) -> None:
         """The next token of every running request, and as many more as were guessed right."""
@@ -266,7 +285,7 @@ class Scheduler:
         drafts = [self._draft(request, room) for request in self._writing]
         caches = [request.cache for request in self._writing if request.cache is not None]
         given = [[request.tokens[-1], *draft] for request, draft in zip(self._writing, drafts, strict=True)]
-        found = self._engine.forward(given, caches, every=True)
+        found = self._engine.forward(given, caches, [len(each) for each in given])
         for request, logits, draft in zip(list(self._writing), found, drafts, strict=True):
             with self._blamed(request):
                 self._say(request, logits, draft)
@@ -309,8 +328,8 @@ class Scheduler:
             self._writing.remove(request)
         known = [*request.prompt, *request.tokens][: cache.lengths[0]]
         request.end()  # nobody waits for the copying
-        # Its own cache is there until that is done.
-        self.prefixes.store(known, cache, self.memory - self.held - request.bytes)
+        if request.keep:  # its own cache is there until that is done
+            self.prefixes.store(known, cache, self.memory - self.held - request.bytes)
 
     @contextlib.contextmanager
     def _blamed(self, request: Request) -> Iterator[None]:

@@ -153,7 +153,7 @@ def test_compiled_step_equals_the_eager_model(
         cache = KVCache(config, 1, 600)
         model(torch.tensor([prompt]), cache)
         caches.append(cache)
-    found = step(new, caches, every=True)
+    found = step(new, caches, [len(each) for each in new])
     for one, other in zip(found, wanted, strict=True):
         assert (one - other).abs().max() < near
     assert [cache.lengths[0] for cache in caches] == [n + m for n, m in zip((1, 300, 57), sizes, strict=True)]
@@ -171,7 +171,7 @@ def test_a_row_depends_on_no_other_row(fast: Engine) -> None:
         for i in chosen:
             caches.append(fast.new_cache(1, 400))
             fast.forward([prompts[i]], [caches[-1]])
-        return fast.forward(new, caches, every=True)
+        return fast.forward(new, caches, [len(each) for each in new])
 
     together = logits([0, 1, 2], [[5], [6, 7, 8], [9, 10]])
     assert torch.equal(logits([1], [[6, 7, 8]])[0], together[1])
@@ -187,7 +187,7 @@ def test_a_token_is_the_same_read_or_generated(fast: Engine) -> None:
         cache, ends = fast.new_cache(1, 340), []
         for size in sizes:
             start = cache.lengths[0]
-            ends += fast.forward([ids[start : start + size]], [cache], every=True)
+            ends += fast.forward([ids[start : start + size]], [cache], [size])
         found.append((torch.cat(ends), cache))
     for logits, cache in found[1:]:
         assert torch.equal(logits, found[0][0])
@@ -201,7 +201,7 @@ def test_positions_beyond_the_context_are_refused() -> None:
     cache = KVCache(config, 1, 2000)
     cache.lengths[0] = 1020
     with pytest.raises(LlamaError, match="1025 tokens exceed the model's context of 1024"):
-        step([[1] * 5], [cache])
+        step([[1] * 5], [cache], [1])
     with pytest.raises(LlamaError, match="vocabulary of 203"):
         step([[203]], [cache])
 
