@@ -21,7 +21,7 @@ Row = dict[str, Any]
 ROWS = {"answers": "answers.jsonl", "retrieval": "retrieval.jsonl"}  # kind of run -> the file of its rows
 VERSIONS = ("paddock", "torch", "chromadb", "tantivy", "tokenizers", "sacrebleu", "rouge-score", "ir-measures", "numpy")
 # What the figures do not depend on; everything else is recorded.
-NOT_RECORDED = {"home", "password", "host", "port", "threads", "judge_model", "judge_api_key"}
+NOT_RECORDED = {"home", "password", "hub_token", "host", "port", "threads", "judge_model", "judge_api_key"}
 
 
 def recorded(kind: str, dataset: Dataset, limit: int | None, place: Corpus) -> Row:
