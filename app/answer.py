@@ -6,15 +6,17 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_core.documents import Document
 
 from app import followup
-from app.cite import Citation, Sentence, cite, unmarked, without_markers
+from app.cite import Likely, cite, unmarked, without_markers
 from app.errors import AppError
 from app.prompt import NOTHING_INDEXED, REFUSAL, STOPS, Prompt, Turn, build, language_of, refusal_of
+from app.result import Answer, Timings
+from app.support import LikelihoodDrop
 from ingest.errors import IngestError
 from llama.errors import LlamaError
 from vectorstore.errors import StoreError
@@ -31,66 +33,6 @@ MAX_QUESTION_CHARACTERS = 20_000
 REWRITTEN_TOKENS = 64  # of a follow-up question that the model writes anew
 WINDOW = 128  # questions of a batch that are retrieved ahead of the model
 ANSWER_ERRORS = (AppError, IngestError, LlamaError, StoreError)  # faults of one question, told in one line
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Wall time in seconds, and token counts."""
-
-    retrieve_s: float = 0.0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    total_s: float = 0.0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    answer_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A finished answer: `passages` are the chunks that the model read, `pieces` the text with citation numbers,
-    `sentences` what each of them rests on.
-
-    `confidence` is P(answerable), None where nothing is known about it; of a refusal, `passages` are the nearest.
-    `rewritten` is what a follow-up question was understood as, None for one that stands alone.
-    """
-
-    question: str
-    answer: str
-    refused: bool
-    confidence: float | None
-    citations: list[Citation]
-    retrieved: list[str]
-    model: str
-    timings: Timings
-    adapter: str | None = None
-    passages: list[Document] = field(default_factory=list)
-    pieces: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
-    sentences: list[Sentence] = field(default_factory=list)  # none of a refusal
-    rewritten: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The object that `ask --json` prints, without the `id` that the caller adds."""
-        return {
-            "question": self.question,
-            "rewritten": self.rewritten,
-            "answer": self.answer,
-            "refused": self.refused,
-            "confidence": None if self.confidence is None else round(self.confidence, 4),
-            "citations": [dataclasses.asdict(citation) for citation in self.citations],
-            "sentences": [dataclasses.asdict(sentence) for sentence in self.sentences],
-            "retrieved": self.retrieved,
-            "model": self.model,
-            "adapter": self.adapter,
-            "timings": {
-                name: round(value, 4) if isinstance(value, float) else value
-                for name, value in dataclasses.asdict(self.timings).items()
-            },
-        }
-
-    def marked(self) -> str:
-        """The answer with the numbers of its citations behind each supported sentence."""
-        return "".join(text + "".join(f" [{n}]" for n in numbers) for text, numbers in self.pieces) or self.answer
 
 
 class Backend(Protocol):
@@ -119,8 +61,9 @@ class Question:
 class Answerer:
     """Retrieves, builds the prompt, generates and cites. Holds no conversation: history is an argument."""
 
-    def __init__(self, backend: Backend, max_prompt_tokens: int, sampling: SamplingParams) -> None:
-        self._backend, self._max_prompt_tokens = backend, max_prompt_tokens
+    def __init__(self, backend: Backend, max_prompt_tokens: int, sampling: SamplingParams, trace: bool = False) -> None:
+        """trace: whether what words do not support is looked for by likelihood, for seconds of the model's time."""
+        self._backend, self._max_prompt_tokens, self._trace = backend, max_prompt_tokens, trace
         self._sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *STOPS), stop_loops=True)
 
     def answer(self, question: str, kb: str, k: int, history: Sequence[Turn] = ()) -> Answer:
@@ -155,7 +98,7 @@ class Answerer:
         prompt = self._prompt(found, () if followup.stands_alone(found.asked) else history)
         generation = self._backend.engine.generate(prompt.ids, self._sampling, cancel)
         yield from unmarked(generation)
-        yield found.answered(generation.text, prompt.chunks, generation.usage)
+        yield found.answered(generation.text, prompt.chunks, generation.usage, self._likely(found))
 
     def answer_batch(
         self, questions: Sequence[Question], rows: int = 16
@@ -185,7 +128,7 @@ class Answerer:
                 if done.error is not None:
                     yield index, done.error
                 else:
-                    yield index, found.answered(done.text, prompt.chunks, done.usage, batched=True)
+                    yield index, found.answered(done.text, prompt.chunks, done.usage, self._likely(found), batched=True)
 
     def _understood(self, question: Question, history: Sequence[Turn], cancel: threading.Event | None = None) -> _Found:
         """What is found for a question that may lean on the conversation, by the reading that finds the most.
@@ -240,6 +183,10 @@ class Answerer:
             retrieve_s=time.perf_counter() - started,
         )
 
+    def _likely(self, found: _Found) -> Likely | None:
+        """What finds the support of a sentence by likelihood, if that is wanted."""
+        return LikelihoodDrop(self._backend.engine, found.asked) if self._trace else None
+
     def _prompt(self, found: _Found, history: Sequence[Turn] = ()) -> Prompt:
         engine = self._backend.engine
         budget = min(self._max_prompt_tokens, engine.context_length - self._sampling.max_tokens)
@@ -272,7 +219,14 @@ class _Found:
         """The refusal as an answer."""
         return self._answer(self.refusal, True, self.chunks, {}, time.perf_counter() - self.started)
 
-    def answered(self, text: str, passages: Sequence[Document], usage: Usage, batched: bool = False) -> Answer:
+    def answered(
+        self,
+        text: str,
+        passages: Sequence[Document],
+        usage: Usage,
+        likely: Likely | None = None,
+        batched: bool = False,
+    ) -> Answer:
         """What the model said of the passages, with citations."""
         clean, refused = without_markers(text), False
         if usage.finish_reason != "cancelled" and (not clean or is_refusal(clean)):
@@ -283,12 +237,19 @@ class _Found:
             for name in ("prefill_s", "decode_s", "prompt_tokens", "cached_tokens", "answer_tokens")
         }
         own = self.retrieve_s + usage.prefill_s + usage.decode_s
-        return self._answer(clean, refused, passages, figures, own if batched else time.perf_counter() - self.started)
+        total_s = own if batched else time.perf_counter() - self.started
+        return self._answer(clean, refused, passages, figures, total_s, likely)
 
     def _answer(
-        self, text: str, refused: bool, passages: Sequence[Document], figures: dict[str, Any], total_s: float
+        self,
+        text: str,
+        refused: bool,
+        passages: Sequence[Document],
+        figures: dict[str, Any],
+        total_s: float,
+        likely: Likely | None = None,
     ) -> Answer:
-        cited = cite(text, () if refused else passages)
+        cited = cite(text, () if refused else passages, likely)
         return Answer(
             question=self.question,
             answer=text,

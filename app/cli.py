@@ -20,7 +20,7 @@ from llama.errors import LlamaError
 from vectorstore.errors import StoreError
 
 if TYPE_CHECKING:
-    from app.answer import Answer
+    from app.result import Answer
 
 USER_ERRORS = (AppError, IngestError, LlamaError, StoreError)
 
@@ -58,7 +58,7 @@ def serve(no_watch: bool, **overrides: Any) -> None:
 @model_options
 def ask(question: str, as_json: bool, **overrides: Any) -> None:
     """Answer QUESTION with citations; the text streams."""
-    from app.answer import Answer
+    from app.result import Answer
 
     made = services(**overrides)
     settings = made.settings

@@ -71,6 +71,10 @@ class Settings(BaseModel):
     min_confidence: Literal["auto"] | Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         "auto", description="questions that are less likely to be answerable are refused; auto is what was calibrated"
     )
+    trace: bool = Field(
+        False,
+        description="find what a sentence rests on by likelihood where words do not; reads the prompt k + 1 times",
+    )
     max_answer_tokens: int = Field(192, ge=1, description="longest answer, in tokens")
     max_prompt_tokens: int = Field(
         3072, ge=256, description="longest prompt, in tokens; never more than the model takes"

@@ -180,7 +180,10 @@ class Services:
         # Here and not above: `paddock ingest` with nothing to do should not wait for torch.
         from app.answer import Answerer
 
-        return self._once("answerer", lambda: Answerer(self, self.settings.max_prompt_tokens, self._sampling))
+        settings = self.settings
+        return self._once(
+            "answerer", lambda: Answerer(self, settings.max_prompt_tokens, self._sampling, settings.trace)
+        )
 
     def warm_model(self) -> None:
         """Loads the model and runs it once each way, so that what is packed and compiled for it is there."""

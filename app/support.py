@@ -23,16 +23,15 @@ class LikelihoodDrop:
     Cohen-Wang et al., "ContextCite", 2024, section 2).
     """
 
-    def __init__(self, engine: Engine, question: str, budget: int) -> None:
-        """budget: longest prompt, in tokens."""
-        self._engine, self._question, self._budget = engine, question, budget
+    def __init__(self, engine: Engine, question: str) -> None:
+        self._engine, self._question = engine, question
 
     def __call__(self, sentence: str, chunks: Sequence[Document]) -> int | None:
         """Index of the chunk without which the sentence loses the most, if that is DROP or more."""
         said = self._engine.tokenizer.encode(sentence)[:MOST_TOKENS]
         sets = [list(chunks), *([*chunks[:i], *chunks[i + 1 :]] for i in range(len(chunks)))]
         prompts = [self._engine.encode_chat(messages_for(self._question, (), each)) for each in sets]
-        if not said or max(map(len, prompts)) + len(said) > self._budget:
+        if not said or max(map(len, prompts)) + len(said) > self._engine.context_length:
             return None
         whole, *without = (sum(each) / len(each) for each in self._engine.log_likelihoods([(p, said) for p in prompts]))
         drops = [whole - each for each in without]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 from langchain_core.documents import Document
 
-from app.answer import Answer
 from app.main import shared
 from app.prompt import Turn
+from app.result import Answer
 from app.views.render import marked, plain, prose
 from app.views.text import t
 

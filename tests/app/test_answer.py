@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from langchain_core.documents import Document
 
-from app.answer import WINDOW, Answer, Answerer, Question, is_refusal
+from app.answer import WINDOW, Answerer, Question, is_refusal
 from app.confidence import Calibration, Confidence
 from app.errors import AppError
 from app.prompt import REFUSAL, Turn
+from app.result import Answer
 from llama.sampling import SamplingParams
 
 from .fakes import Backend, chunk
