@@ -153,7 +153,7 @@ def out_of_fold(asked: Sequence[Asked], features: Sequence[str] = FEATURES) -> A
     for fold in sorted(set(folds.tolist())):
         others = [each for each in asked if each.fold != fold] or asked
         judge = Calibration(identity(None), fit(others, features), 0.0)
-        for i in np.flatnonzero(folds == fold):
+        for i in np.flatnonzero(folds == fold).tolist():
             evidence = asked[i].evidence
             found[i] = 0.0 if evidence is None else judge.probability(evidence)
     return found

@@ -136,7 +136,7 @@ def reliability(bins: Sequence[Row]) -> str:
     """Share of answerable questions over the mean confidence of each tenth; on the diagonal both are the same."""
     import altair as alt
 
-    axis = {"axis": alt.Axis(format="%"), "scale": alt.Scale(domain=[0, 1])}
+    axis: dict[str, Any] = {"axis": alt.Axis(format="%"), "scale": alt.Scale(domain=[0, 1])}
     diagonal = alt.Chart(_values([{"x": 0, "y": 0}, {"x": 1, "y": 1}])).mark_line(
         color=INK, strokeDash=[4, 4], opacity=0.5
     )
