@@ -6,15 +6,18 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_core.documents import Document
 
-from app.cite import Citation, cite, without_markers
+from app import followup
+from app.cite import Likely, cite, unmarked, without_markers
 from app.context import merged, parts_of, widened
 from app.errors import AppError
-from app.prompt import NOTHING_INDEXED, REFUSAL, STOPS, Prompt, Turn, build, language_of
+from app.prompt import NOTHING_INDEXED, REFUSAL, STOPS, Prompt, Turn, build, language_of, refusal_of
+from app.result import Answer, Timings
+from app.support import LikelihoodDrop
 from ingest.errors import IngestError
 from llama.errors import LlamaError
 from vectorstore.errors import StoreError
@@ -22,6 +25,7 @@ from vectorstore.errors import StoreError
 if TYPE_CHECKING:
     from langchain_core.retrievers import BaseRetriever
 
+    from app.confidence import Confidence
     from ingest.filter import Filter
     from llama.decoding import Usage
     from llama.engine import Engine
@@ -29,57 +33,9 @@ if TYPE_CHECKING:
 
 MAX_QUESTION_CHARACTERS = 20_000
 MARGIN = 0.9  # of the room that neighbours may fill: joined texts have other tokens than each alone
+REWRITTEN_TOKENS = 64  # of a follow-up question that the model writes anew
 WINDOW = 128  # questions of a batch that are retrieved ahead of the model
 ANSWER_ERRORS = (AppError, IngestError, LlamaError, StoreError)  # faults of one question, told in one line
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Wall time in seconds, and token counts."""
-
-    retrieve_s: float = 0.0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    total_s: float = 0.0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    answer_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A finished answer: `passages` are the chunks that the model read, `pieces` the text with citation numbers."""
-
-    question: str
-    answer: str
-    refused: bool
-    citations: list[Citation]
-    retrieved: list[str]
-    model: str
-    timings: Timings
-    adapter: str | None = None
-    passages: list[Document] = field(default_factory=list)
-    pieces: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """The object that `ask --json` prints, without the `id` that the caller adds."""
-        return {
-            "question": self.question,
-            "answer": self.answer,
-            "refused": self.refused,
-            "citations": [dataclasses.asdict(citation) for citation in self.citations],
-            "retrieved": self.retrieved,
-            "model": self.model,
-            "adapter": self.adapter,
-            "timings": {
-                name: round(value, 4) if isinstance(value, float) else value
-                for name, value in dataclasses.asdict(self.timings).items()
-            },
-        }
-
-    def marked(self) -> str:
-        """The answer with the numbers of its citations behind each supported sentence."""
-        return "".join(text + "".join(f" [{n}]" for n in numbers) for text, numbers in self.pieces) or self.answer
 
 
 class Backend(Protocol):
@@ -89,6 +45,8 @@ class Backend(Protocol):
     def model_name(self) -> str: ...
     @property
     def engine(self) -> Engine: ...
+    @property
+    def confidence(self) -> Confidence: ...
     def retriever(self, kb: str, k: int, *, filter: Filter | None = None) -> BaseRetriever | None:
         """None for a knowledge base that exists but holds nothing; AppError for one that does not exist."""
 
@@ -117,11 +75,13 @@ class Answerer:
         sampling: SamplingParams,
         sections: bool = False,
         best_last: bool = False,
+        trace: bool = False,
     ) -> None:
         """sections: passages grow to their sections, as far as the prompt has room. best_last: the best passage stands
-        nearest to the question behind the passages.
+        nearest to the question behind the passages. trace: whether what words do not support is looked for by
+        likelihood, for seconds of the model's time.
         """
-        self._backend, self._max_prompt_tokens = backend, max_prompt_tokens
+        self._backend, self._max_prompt_tokens, self._trace = backend, max_prompt_tokens, trace
         self._sections, self._best_last = sections, best_last
         self._sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *STOPS), stop_loops=True)
 
@@ -151,16 +111,17 @@ class Answerer:
         `filter` says which documents are asked.
         Raises AppError for an empty or over-long question, and what the store or the model raise.
         """
-        found = self._retrieve(Question(question, kb, k, filter=filter))
+        found = self._understood(Question(question, kb, k, filter=filter), history, cancel)
         yield found.chunks
-        if found.refusal is not None:
+        if found.refuses:
             yield found.refusal
             yield found.refused()
             return
-        prompt = self._prompt(found, history)
+        # What stands alone is answered without the conversation, which would draw old subjects into a new one.
+        prompt = self._prompt(found, () if followup.stands_alone(found.asked) else history)
         generation = self._backend.engine.generate(prompt.ids, self._sampling, cancel)
-        yield from generation
-        yield found.answered(generation.text, prompt.chunks, generation.usage)
+        yield from unmarked(generation)
+        yield found.answered(generation.text, prompt.chunks, generation.usage, self._likely(found))
 
     def answer_batch(
         self, questions: Sequence[Question], rows: int = 16
@@ -176,7 +137,7 @@ class Answerer:
             for index in range(start, min(start + WINDOW, len(questions))):
                 try:
                     found = self._retrieve(questions[index])
-                    if found.refusal is not None:
+                    if found.refuses:
                         yield index, found.refused()
                     else:
                         ready.append((index, found, self._prompt(found)))
@@ -190,33 +151,71 @@ class Answerer:
                 if done.error is not None:
                     yield index, done.error
                 else:
-                    yield index, found.answered(done.text, prompt.chunks, done.usage, batched=True)
+                    yield index, found.answered(done.text, prompt.chunks, done.usage, self._likely(found), batched=True)
+
+    def _understood(self, question: Question, history: Sequence[Turn], cancel: threading.Event | None = None) -> _Found:
+        """What is found for a question that may lean on the conversation, by the reading that finds the most.
+
+        Where nothing is known about how likely an answer is, the first reading that there is counts.
+        """
+        found = self._retrieve(question)
+        if not history or followup.stands_alone(found.question):
+            return found
+        own = found
+        readings = [self._rewritten(own.question, history, cancel), followup.expanded(own.question, history)]
+        for reading in dict.fromkeys(each for each in readings if each and len(each) <= MAX_QUESTION_CHARACTERS):
+            other = self._retrieve(dataclasses.replace(question, text=reading))
+            if own.confidence is None or other.confidence is None:
+                found = other
+                break
+            if other.confidence > (found.confidence or 0.0):
+                found = other
+        spent = time.perf_counter() - own.started
+        return dataclasses.replace(found, question=own.question, started=own.started, retrieve_s=spent)
+
+    def _rewritten(self, question: str, history: Sequence[Turn], cancel: threading.Event | None) -> str | None:
+        """The question as the model would ask it without the conversation; None where that cannot be trusted."""
+        engine = self._backend.engine
+        ids = engine.encode_chat(followup.request(question, history))
+        if len(ids) + REWRITTEN_TOKENS > engine.context_length:
+            return None
+        plain = dataclasses.replace(self._sampling, temperature=0.0, max_tokens=REWRITTEN_TOKENS, stop=("\n",))
+        request = engine.generate(ids, plain, cancel)
+        return followup.accepted("".join(request), question, history)
 
     def _retrieve(self, question: Question) -> _Found:
         started = time.perf_counter()
         text = check_question(question.text)
         if question.passages is not None:
-            chunks, refusal = list(question.passages), REFUSAL
+            chunks, indexed = list(question.passages), True
         else:
             retriever = self._backend.retriever(question.kb, question.k, filter=question.filter)
-            chunks = [] if retriever is None else retriever.invoke(text)
-            refusal = REFUSAL if retriever is not None else NOTHING_INDEXED
+            chunks, indexed = [] if retriever is None else retriever.invoke(text), retriever is not None
+        judge = self._backend.confidence
+        confidence = judge.of(text, chunks)
         return _Found(
             question=text,
+            asked=text,
             kb=question.kb,
             chunks=chunks,
-            refusal=None if chunks else refusal[language_of(text)].format(kb=question.kb),
+            indexed=indexed,
+            confidence=confidence,
+            refuses=judge.refuses(confidence) or not chunks,
             model=self._backend.model_name,
             started=started,
             retrieve_s=time.perf_counter() - started,
         )
+
+    def _likely(self, found: _Found) -> Likely | None:
+        """What finds the support of a sentence by likelihood, if that is wanted."""
+        return LikelihoodDrop(self._backend.engine, found.asked) if self._trace else None
 
     def _prompt(self, found: _Found, history: Sequence[Turn] = ()) -> Prompt:
         engine = self._backend.engine
         budget = min(self._max_prompt_tokens, engine.context_length - self._sampling.max_tokens)
 
         def built(chunks: Sequence[Document]) -> Prompt:
-            return build(found.question, history, merged(chunks), engine.encode_chat, budget, self._best_last)
+            return build(found.asked, history, merged(chunks), engine.encode_chat, budget, self._best_last)
 
         prompt = built(found.chunks)
         if not self._sections:
@@ -239,39 +238,64 @@ class _Found:
     """What was retrieved for a question; becomes its `Answer` once the text is there."""
 
     question: str
+    asked: str  # the question as it was understood
     kb: str
     chunks: list[Document]
-    refusal: str | None  # said without asking the model, as nothing was found
+    indexed: bool  # whether the knowledge base holds anything
+    confidence: float | None
+    refuses: bool  # without asking the model: nothing was found, or nothing that holds the answer
     model: str
     started: float
     retrieve_s: float
 
+    @property
+    def refusal(self) -> str:
+        """That nothing was found, where it was looked for, and what came nearest; in the question's language."""
+        if not self.indexed:
+            return NOTHING_INDEXED[language_of(self.question)].format(kb=self.kb)
+        return refusal_of(self.question, self.kb, self.chunks)
+
     def refused(self) -> Answer:
         """The refusal as an answer."""
-        return self._answer(self.refusal or "", True, (), {}, time.perf_counter() - self.started)
+        return self._answer(self.refusal, True, self.chunks, {}, time.perf_counter() - self.started)
 
-    def answered(self, text: str, passages: Sequence[Document], usage: Usage, batched: bool = False) -> Answer:
+    def answered(
+        self,
+        text: str,
+        passages: Sequence[Document],
+        usage: Usage,
+        likely: Likely | None = None,
+        batched: bool = False,
+    ) -> Answer:
         """What the model said of the passages, with citations."""
         clean, refused = without_markers(text), False
         if usage.finish_reason != "cancelled" and (not clean or is_refusal(clean)):
             # The model found nothing in the passages (or said nothing): told as a refusal, in our own words.
-            clean, refused = REFUSAL[language_of(self.question)], True
+            clean, refused = self.refusal, True
         figures = {
             name: getattr(usage, name)
             for name in ("prefill_s", "decode_s", "prompt_tokens", "cached_tokens", "answer_tokens")
         }
         own = self.retrieve_s + usage.prefill_s + usage.decode_s
-        return self._answer(clean, refused, passages, figures, own if batched else time.perf_counter() - self.started)
+        total_s = own if batched else time.perf_counter() - self.started
+        return self._answer(clean, refused, passages, figures, total_s, likely)
 
     def _answer(
-        self, text: str, refused: bool, passages: Sequence[Document], figures: dict[str, Any], total_s: float
+        self,
+        text: str,
+        refused: bool,
+        passages: Sequence[Document],
+        figures: dict[str, Any],
+        total_s: float,
+        likely: Likely | None = None,
     ) -> Answer:
         read = [part for passage in passages for part in parts_of(passage)]
-        cited = cite(text, () if refused else read)
+        cited = cite(text, () if refused else read, likely)
         return Answer(
             question=self.question,
             answer=text,
             refused=refused,
+            confidence=self.confidence,
             citations=cited.citations,
             # Those that were found, and behind them neighbours that were read along.
             retrieved=list(dict.fromkeys(chunk.metadata["chunk_id"] for chunk in (*self.chunks, *read))),
@@ -279,6 +303,8 @@ class _Found:
             timings=Timings(retrieve_s=self.retrieve_s, total_s=total_s, **figures),
             passages=read,
             pieces=cited.pieces,
+            sentences=[] if refused else cited.sentences,
+            rewritten=None if self.asked == self.question else self.asked,
         )
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.answer import Answer, Answerer, Question, told
+from app.answer import Answerer, Question, told
 from app.errors import AppError
 from app.lines import is_valid, read_lines
+from app.result import Answer
 from ingest.errors import IngestError
 from ingest.filter import Filter
 

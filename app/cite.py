@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from langchain_core.documents import Document
 
@@ -16,7 +17,10 @@ NUMBERED = re.compile(r"\s*\d+\.")  # the number of a list item ends nothing
 # end nothing unless an empty line follows.
 OWN_LINE = re.compile(r"\s*(?:#{1,6} |\||[-*+•] |\d+[.)、] |$)")
 WORD = re.compile(r"\d+(?:[.,:/-]\d+)*|[^\W\d_\u3400-\u9fff]+(?:['’][^\W\d_]+)?|[\u3400-\u9fff]+")
-MARKER = re.compile(r"\s*\[\d{1,3}\]")
+# [1], [1, 2], [1-3], also in Chinese brackets. A longer number is none of ours.
+MARKER = re.compile(r"\s*[\[［【]\s*\d{1,3}(?:\s*[-–,，、;；]\s*\d{1,3})*\s*[\]］】]")
+OPEN_MARKER = re.compile(r"\s*(?:\s|[\[［【][\s\d,，、;；–-]*)$")
+LONGEST_MARKER = 40
 COMMON = frozenset(
     """a an the and or but if of in on at to for from by with as is are was were be been being am do does did has have
     had it its this that these those there here he she they them his her their we our you your i me my not no so than
@@ -24,7 +28,12 @@ COMMON = frozenset(
     according passage passages question answer document documents""".split()  # noqa: SIM905  read as prose
 )
 WRAPPED = 4  # lines that one sentence may well take in a PDF
+EDGES = " \t\r\n.,;:!?。，；：！？\"'“”‘’"
 ENOUGH = 0.5  # share of a sentence's words that a quote must hold to count as its support
+
+Support = Literal["exact", "words", "likelihood"]
+# A sentence and the chunks that were read -> the one without which it would be least likely, if any makes a difference.
+Likely = Callable[[str, Sequence[Document]], int | None]
 
 
 @dataclass(frozen=True)
@@ -41,11 +50,27 @@ class Citation:
 
 
 @dataclass(frozen=True)
+class Sentence:
+    """A sentence of an answer (a list item, a row) and what it rests on.
+
+    `support` says how that was found: 'exact' (it stands so in the passage), 'words' (most of its words do),
+    'likelihood' (the passage makes the model say it), or None: nothing supports it, and there are no citations.
+    """
+
+    text: str
+    citations: tuple[int, ...]
+    support: Support | None
+
+
+@dataclass(frozen=True)
 class Cited:
-    """Citations in order of appearance, and for rendering the answer its pieces with the citations of each."""
+    """Citations in order of appearance, the answer's sentences, and its pieces with the citations of each, for
+    rendering: joined, they are the answer.
+    """
 
     citations: list[Citation]
     pieces: list[tuple[str, tuple[int, ...]]]
+    sentences: list[Sentence]
 
 
 def spans(text: str) -> list[tuple[int, int]]:
@@ -86,20 +111,63 @@ def words(text: str) -> set[str]:
 
 def without_markers(text: str) -> str:
     """Drops citation numbers that the model wrote: only those found here are shown, so none can be invented."""
-    return MARKER.sub("", text).strip()
+    return _unmarked(text).strip()
 
 
-def _support(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | None:
+def _unmarked(text: str) -> str:
+    while (less := MARKER.sub("", text)) != text:  # what is left of [[1]2] is one again
+        text = less
+    return text
+
+
+def unmarked(pieces: Iterable[str]) -> Iterator[str]:
+    """A text that comes in pieces without the citation numbers in it; what may become one is held back."""
+    held = ""
+    for piece in pieces:
+        held = _unmarked(held + piece)
+        found = OPEN_MARKER.search(held)
+        at = len(held) if found is None or len(held) - found.start() > LONGEST_MARKER else found.start()
+        if at:
+            yield held[:at]
+        held = held[at:]
+    if held:
+        yield held
+
+
+def _exact(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | None:
+    """Index of the first chunk that holds the sentence to the letter, and its own sentences around it.
+
+    Case, white space and the mark at the end make no difference.
+    """
+    parts = sentence.strip(EDGES).split()
+    if len(words(sentence)) < 2:
+        return None  # a single word stands in many places, and the best of them is for the words to find
+    edge = [r"(?<![^\W_\u3400-\u9fff])", r"(?![^\W_\u3400-\u9fff])"]
+    wanted = re.compile(edge[0] + r"\s+".join(map(re.escape, parts)) + edge[1], re.IGNORECASE)
+    for index, chunk in enumerate(chunks):
+        text = chunk.page_content
+        if hit := wanted.search(text):
+            around = [(a, b) for a, b in spans(text) if a < hit.end() and b > hit.start()]
+            quote = text[around[0][0] : around[-1][1]]
+            return index, _without_idle_lines(quote, words(sentence))
+    return None
+
+
+def _by_words(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | None:
     """Index of the chunk and the quote in it that hold most of the sentence's words; None when less than ENOUGH.
 
-    A quote is one sentence, or two in a row where the second adds to the first. Ties go to the more similar chunk.
+    A quote is one sentence, or two in a row where the second adds to the first. Ties go to the more similar chunk. A
+    chunk that lacks a number of the sentence, be it in its heading or its file's name, supports nothing of it.
     """
     wanted = words(sentence)
     if not wanted:
         return None
+    numbers = {word for word in wanted if word[0].isdigit()}
     best: tuple[float, int, str] | None = None
     for index, chunk in enumerate(chunks):
         text = chunk.page_content
+        if not numbers <= words(f"{text}\n{chunk.metadata.get('headings', '')}\n{chunk.metadata['source']}"):
+            continue
         pieces = spans(text)
         held = [wanted & words(text[start:end]) for start, end in pieces]
         options = [(len(h) / len(wanted), pieces[i]) for i, h in enumerate(held)]
@@ -130,13 +198,17 @@ def _without_idle_lines(quote: str, wanted: set[str]) -> str:
     return "".join(lines).strip()
 
 
-def cite(answer: str, chunks: Sequence[Document]) -> Cited:
-    """Finds the support of every sentence of `answer` among the chunks that the model read."""
+def cite(answer: str, chunks: Sequence[Document], likely: Likely | None = None) -> Cited:
+    """Finds the support of every sentence of `answer` among the chunks that the model read.
+
+    First to the letter, then by its words, and what neither finds by `likely`, if given.
+    """
     citations: list[Citation] = []
     pieces: list[tuple[str, tuple[int, ...]]] = []
+    sentences: list[Sentence] = []
     at = 0
     for start, end in spans(answer):
-        found = _support(answer[start:end], chunks)
+        support, found = _support(answer[start:end], chunks, likely)
         numbers: tuple[int, ...] = ()
         if found is not None:
             index, quote = found
@@ -147,11 +219,32 @@ def cite(answer: str, chunks: Sequence[Document]) -> Cited:
                 known = _citation(len(citations) + 1, chunk, quote)
                 citations.append(known)
             numbers = (known.n,)
+        sentences.append(Sentence(answer[start:end], numbers, support))
         pieces.append((answer[at:end], numbers))
         at = end
     if at < len(answer):
         pieces.append((answer[at:], ()))
-    return Cited(citations, pieces)
+    return Cited(citations, pieces, sentences)
+
+
+def _support(
+    sentence: str, chunks: Sequence[Document], likely: Likely | None
+) -> tuple[Support | None, tuple[int, str] | None]:
+    """How a sentence is supported, by which chunk and by which quote in it."""
+    if (found := _exact(sentence, chunks)) is not None:
+        return "exact", found
+    if (found := _by_words(sentence, chunks)) is not None:
+        return "words", found
+    if likely is not None and chunks and words(sentence) and (index := likely(sentence, chunks)) is not None:
+        return "likelihood", (index, _nearest(sentence, chunks[index].page_content))
+    return None, None
+
+
+def _nearest(sentence: str, text: str) -> str:
+    """The sentence of a text that shares the most words with this one."""
+    wanted = words(sentence)
+    pieces = [text[start:end] for start, end in spans(text)]
+    return max(pieces, key=lambda piece: len(wanted & words(piece)), default=text)
 
 
 def _citation(n: int, chunk: Document, quote: str) -> Citation:

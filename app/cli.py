@@ -20,7 +20,7 @@ from llama.errors import LlamaError
 from vectorstore.errors import StoreError
 
 if TYPE_CHECKING:
-    from app.answer import Answer
+    from app.result import Answer
     from ingest.filter import Filter
 
 USER_ERRORS = (AppError, IngestError, LlamaError, StoreError)
@@ -64,7 +64,7 @@ def ask(question: str, as_json: bool, filter: Filter | None, **overrides: Any) -
     Options that name documents limit the search to those that match all of them; of --source, --type and --language
     several may be given, and one of each is enough.
     """
-    from app.answer import Answer
+    from app.result import Answer
 
     made = services(**overrides)
     settings = made.settings
@@ -86,11 +86,18 @@ def ask(question: str, as_json: bool, filter: Filter | None, **overrides: Any) -
 def sources(answer: Answer) -> str:
     """The citations of a streamed answer, for a terminal."""
     lines = ["", ""]
+    for data in (chunk.metadata for chunk in answer.passages if answer.refused):
+        page = f", page {data['page']}" if data.get("page") is not None else ""
+        lines.append(f"nearest: {data['source']}{page} (similarity {data['score']:.2f})")
     for c in answer.citations:
         page = f", page {c.page}" if c.page is not None else ""
         lines.append(f"[{c.n}] {c.source}{page} (similarity {c.score:.2f}): “{' '.join(c.quote.split())}”")
     if not answer.refused and not answer.citations:
         lines.append("No passage supports this answer word for word; treat it with care.")
+    elif unsupported := [sentence.text for sentence in answer.sentences if sentence.support is None]:
+        lines.append("Supported by no passage: " + " ".join(f"“{' '.join(text.split())}”" for text in unsupported))
+    if answer.confidence is not None:
+        lines.append(f"Confidence: {100 * answer.confidence:.0f}%")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 

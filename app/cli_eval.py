@@ -103,6 +103,43 @@ def eval_answers(
     _give(run_answers(inputs, services(**overrides), gold_context, rows, report, resume), as_json, report)
 
 
+@eval_group.command("calibrate")
+@click.argument("file", required=False, type=PATH)
+@click.option("--docs", type=PATH, metavar="DIR", help="The documents that the questions of FILE are about.")
+@click.option("--squad", multiple=True, type=PATH, metavar="FILE", help="A set in SQuAD's form; several times.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only N questions of each set, drawn by --seed.")
+@click.option("-o", "--out", type=PATH, metavar="FILE", help="Write the parameters there, with those for any embedder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.option("--report", type=PATH, metavar="DIR", help="Write results.json, the rows and report.html there.")
+@SEED
+def eval_calibrate(
+    file: Path | None,
+    docs: Path | None,
+    squad: tuple[Path, ...],
+    limit: int | None,
+    out: Path | None,
+    as_json: bool,
+    report: Path | None,
+    **overrides: Any,
+) -> None:
+    """Learn when a question is refused, for the embedder in use: P(answerable) from what retrieval finds.
+
+    Every set is asked its own documents, once with and once without the question's article, and those of the other sets
+    in its language; in FILE, questions may be marked as not answerable. The parameters are kept in the state folder
+    under calibration/ and used from then on wherever questions are asked with this embedder.
+    """
+    from app.evaluate.run import Inputs, run_calibrate
+
+    if docs is not None and file is None:
+        raise click.UsageError("--docs goes with a FILE of questions")
+    inputs = [Inputs(squad=(path,), limit=limit) for path in squad]
+    if file is not None:
+        inputs.append(Inputs(file=file, docs=docs, limit=limit))
+    if not inputs:
+        raise click.UsageError("give questions: --squad FILE, or a FILE with --docs DIR")
+    _give(run_calibrate(inputs, services(**overrides), out, report), as_json, report)
+
+
 def _no_kb(inputs: Any, overrides: dict[str, Any]) -> None:
     """Refuses --kb where nothing of it would be asked."""
     if overrides["kb"] is not None and (inputs.squad or inputs.beir or inputs.docs):

@@ -8,7 +8,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -91,6 +91,13 @@ class Settings(BaseModel):
     min_score: float = Field(
         0.2, ge=-1.0, le=1.0, description="nothing is found where no chunk is so similar, or has the question's words"
     )
+    min_confidence: Literal["auto"] | Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        "auto", description="questions that are less likely to be answerable are refused; auto is what was calibrated"
+    )
+    trace: bool = Field(
+        False,
+        description="find what a sentence rests on by likelihood where words do not; reads the prompt k + 1 times",
+    )
     max_answer_tokens: int = Field(192, ge=1, description="longest answer, in tokens")
     max_prompt_tokens: int = Field(
         3072, ge=256, description="longest prompt, in tokens; never more than the model takes"
@@ -132,6 +139,15 @@ class Settings(BaseModel):
     @property
     def models(self) -> Path:
         return self.home / "models"
+
+    @property
+    def threshold(self) -> float | None:
+        """`min_confidence`, None for auto."""
+        return None if self.min_confidence == "auto" else self.min_confidence
+
+    @property
+    def calibration(self) -> Path:
+        return self.home / "calibration"
 
     @property
     def cache(self) -> Path:

@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 
 from app.catalogue import CATALOGUE, Default
 from app.config import Settings
+from app.errors import AppError
 from app.model_info import kind_of
 from app.models import is_complete
 from vectorstore.errors import StoreError
@@ -52,6 +53,7 @@ def diagnose(settings: Settings) -> list[Row]:
         ("state folder", _state_folder),
         ("disk", _disk),
         ("models", _models),
+        ("refusals", _refusals),
         ("inbox", _inbox),
         ("index", _index),
         ("keyword index", _keywords),
@@ -183,6 +185,33 @@ def _default_model(check: str, settings: Settings, model: Default) -> Row:
         return Row(check, "ok", f"{model.name}, {_bytes(model.size)}, SHA-256 as expected")
     fault = "is damaged" if (settings.models / model.name).exists() else "is not there"
     return Row(check, "fail", f"{model.name} {fault}", "run `paddock models pull`")
+
+
+def _refusals(settings: Settings) -> Iterator[Row]:
+    """What P(answerable) is judged by."""
+    path = settings.path_of_model(settings.embedder)
+    if kind_of(path) != "embedder":
+        return  # told as a fault of the embedder
+    from app.confidence import Confidence, find, identity
+    from ingest.embed import Embedder
+
+    learn = "learn it with `paddock eval calibrate` on questions with answers"
+    if settings.retrieval != "hybrid":
+        mend = "set retrieval to hybrid for refusals by confidence"
+        yield Row("refusals", "warn", f"by min_score alone, as retrieval is {settings.retrieval}", mend)
+        return
+    try:
+        embedder = Embedder(path, hash_cache=settings.cache / "embedder.json")
+        found, whose = find(settings.calibration, identity(embedder.identity))
+    except AppError as error:
+        yield Row("refusals", "fail", str(error), f"remove the file, then {learn}")
+        return
+    below = f"below a confidence of {Confidence(found, embedder.coverage, settings.threshold).threshold:.2f}"
+    told = {"yours": "your own calibration", "shipped": "the calibration that comes with Paddock"}
+    if whose in told:
+        yield Row("refusals", "ok", f"{below}, by {told[whose]}")
+    else:
+        yield Row("refusals", "warn", f"{below}, by words alone: none was learned for {embedder.identity}", learn)
 
 
 def _inbox(settings: Settings) -> Iterator[Row]:

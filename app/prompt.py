@@ -28,6 +28,12 @@ NOTHING_INDEXED = {
     "en": "The knowledge base '{kb}' holds no documents yet, so there is nothing to answer from.",
     "zh": "知识库“{kb}”中还没有文档，因此无法作答。",
 }
+SEARCHED = {
+    "en": " The knowledge base '{kb}' was searched{nearest}.",
+    "zh": "已搜索知识库“{kb}”{nearest}。",
+}
+NEAREST = {"en": "; what comes nearest is in {places}", "zh": "；最接近的内容在 {places}"}
+PLACES = {"en": ", ", "zh": "、"}
 PAGE = {"en": "page {page}", "zh": "第 {page} 页"}
 # The question stands before and behind the passages: a small model reads them with it in mind, and has not lost it
 # when it starts to answer (docs/experiments.md has what other orders gave).
@@ -74,6 +80,19 @@ def passage(number: int, chunk: Document, language: str = "en") -> str:
     if chunk.metadata.get("headings"):
         place.append(chunk.metadata["headings"])
     return f"[{number}] {', '.join(place)}\n{chunk.page_content.strip()}"
+
+
+def refusal_of(question: str, kb: str, nearest: Sequence[Document]) -> str:
+    """That the answer was not found, with the knowledge base that was searched and the files that come nearest."""
+    language = language_of(question)
+    places = dict.fromkeys(_place(each, language) for each in nearest)
+    told = NEAREST[language].format(places=PLACES[language].join(places)) if places else ""
+    return REFUSAL[language] + SEARCHED[language].format(kb=kb, nearest=told)
+
+
+def _place(chunk: Document, language: str) -> str:
+    page = chunk.metadata.get("page")
+    return str(chunk.metadata["source"]) + ("" if page is None else f" ({PAGE[language].format(page=page)})")
 
 
 def messages_for(

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from app.config import Retrieval, Settings, limit_threads
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from langchain_core.retrievers import BaseRetriever
 
     from app.answer import Answerer
+    from app.confidence import Confidence
     from ingest.filter import Filter
     from llama.chat_model import ChatLlama
     from llama.engine import Engine
@@ -47,8 +49,10 @@ class Services:
     Constructing it costs nothing: torch, Chroma and the models are loaded by the first call that needs them.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, calibration: Path | None = None) -> None:
+        """calibration: the folder of the user's calibrations, by default that of the settings."""
         self.settings = settings
+        self.calibration = calibration or settings.calibration
         self._building = threading.RLock()
         self._made: dict[str, Any] = {}
         limit_threads(settings.threads)
@@ -190,6 +194,17 @@ class Services:
             return None
 
     @property
+    def confidence(self) -> Confidence:
+        """How likely questions can be answered from what was found. Raises AppError for a damaged calibration."""
+        from app.confidence import Confidence, find, identity
+
+        def make() -> Confidence:
+            found, _ = find(self.calibration, identity(self.embedder.identity))
+            return Confidence(found, self.embedder.coverage, self.settings.threshold)
+
+        return self._once("confidence", make)
+
+    @property
     def model_name(self) -> str:
         return self.settings.path_of_model(self.settings.model).name
 
@@ -236,7 +251,7 @@ class Services:
         def make() -> Answerer:
             settings = self.settings
             sections, last = settings.context == "sections", settings.order == "best_last"
-            return Answerer(self, settings.max_prompt_tokens, self._sampling, sections, last)
+            return Answerer(self, settings.max_prompt_tokens, self._sampling, sections, last, settings.trace)
 
         return self._once("answerer", make)
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,12 @@ class Terms:
     names: tuple[str, ...]
     best: float  # no chunk's BM25 score is above this
     known: float
+    weights: Mapping[str, float] = field(default_factory=dict)  # idf of every term, those it does not know as well
+
+    def held(self, text: str) -> float:
+        """Share of the query's weight (idf) whose terms stand in a text, in [0, 1]."""
+        there, whole = set(analyze.terms(text)), sum(self.weights.values())
+        return sum(weight for term, weight in self.weights.items() if term in there) / whole if whole else 0.0
 
 
 class KeywordIndex:
@@ -199,7 +205,7 @@ class KeywordIndex:
         kept = sum(known[name] for name in names)
         absent = sum(weights.values()) - sum(known.values())
         whole = kept + absent
-        return Terms(names, (1 + K1) * whole, kept / whole if whole else 0.0)
+        return Terms(names, (1 + K1) * whole, kept / whole if whole else 0.0, weights)
 
     def search(self, terms: Terms, k: int, doc_ids: Sequence[str] | None = None) -> list[Hit]:
         """The k chunks of the highest BM25 score, best first; none has score 0. With `doc_ids`, of these documents."""

@@ -81,7 +81,8 @@ class Retriever(BaseRetriever):
 
     A passage's metadata has "score" (float: cosine similarity to the question; in keyword mode its share of the best
     BM25 score there could be, see Hit), "keyword_score" (that share; absent in dense mode), "relevance" (float: what
-    hybrid mode ranks by), "rerank_score" (float, where it was reranked) and "page" (int, or None without pages).
+    hybrid mode ranks by), "held" (in hybrid mode, the share of the question's idf whose terms stand in it),
+    "rerank_score" (float, where it was reranked) and "page" (int, or None without pages).
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -152,7 +153,9 @@ class Retriever(BaseRetriever):
         ):
             return []
         ranked = self.fusion.ranked(found.judged)[: self._needed]
-        return found.take([i for i, _ in ranked], relevance=[relevance for _, relevance in ranked])
+        terms = index.analyse(query)
+        taken = found.take([i for i, _ in ranked], relevance=[relevance for _, relevance in ranked])
+        return [_passage(each, held=terms.held(_read(each))) for each in taken]
 
     def candidates(self, query: str, index: KeywordIndex, view: View = View()) -> Found:
         """What either side finds, judged by both, in no order that matters."""
@@ -224,6 +227,11 @@ def _first(
         if enough or asked >= most:
             return kept[:n], enough
         asked *= 4
+
+
+def _read(passage: Document) -> str:
+    """Its text with the headings above it."""
+    return f"{passage.metadata.get('headings', '')}\n{passage.page_content}"
 
 
 def _passage(found: Document, **scores: float) -> Document:

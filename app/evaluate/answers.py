@@ -10,7 +10,7 @@ from typing import Any
 
 from langchain_core.documents import Document
 
-from app.answer import Answer, Question, told
+from app.answer import Question, told
 from app.errors import AppError
 from app.evaluate.corpus import Corpus
 from app.evaluate.metrics import contains, groundedness, holds, score
@@ -19,6 +19,7 @@ from app.evaluate.retrieval import shown_passage
 from app.evaluate.stats import Parts, Score, ratio
 from app.lines import is_valid, read_lines
 from app.prompt import language_of
+from app.result import Answer
 
 Row = dict[str, Any]
 NO_PASSAGE = "its gold passage is not known, so it cannot be asked with --gold-context"
@@ -43,6 +44,9 @@ FIGURES: dict[str, Callable[[Row], Parts | None]] = {
     ),
     "false refusals": lambda row: (float(row["refused"]), 1.0) if row["answerable"] else None,
     "citation precision": lambda row: _citation(row, row["chunks_holding"], row["chunks_cited"]),
+    "citation precision, if right": lambda row: (
+        _citation(row, row["chunks_holding"], row["chunks_cited"]) if row["scores"]["contains"] else None
+    ),
     "citation recall": lambda row: _citation(row, row["chunks_holding"] > 0, row["in_context"]),
     "groundedness": lambda row: None if row["groundedness"] is None else (row["groundedness"], 1.0),
 }

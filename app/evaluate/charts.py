@@ -130,3 +130,43 @@ def latency(seconds: Mapping[str, Sequence[float]]) -> str:
         )
     )
     return _svg(chart)
+
+
+def reliability(bins: Sequence[Row]) -> str:
+    """Share of answerable questions over the mean confidence of each tenth; on the diagonal both are the same."""
+    import altair as alt
+
+    axis: dict[str, Any] = {"axis": alt.Axis(format="%"), "scale": alt.Scale(domain=[0, 1])}
+    diagonal = alt.Chart(_values([{"x": 0, "y": 0}, {"x": 1, "y": 1}])).mark_line(
+        color=INK, strokeDash=[4, 4], opacity=0.5
+    )
+    base = alt.Chart(_values(bins)).encode(
+        x=alt.X("confidence:Q", title="confidence", **axis), y=alt.Y("answerable:Q", title="can be answered", **axis)
+    )
+    points = base.mark_circle(color=COLOURS[0], opacity=0.9).encode(
+        size=alt.Size("n:Q", title="questions", scale=alt.Scale(range=[40, 400]))
+    )
+    return _svg(diagonal.encode(x="x:Q", y="y:Q") + base.mark_line(color=COLOURS[0]) + points)
+
+
+def thresholds(curve: Sequence[Row], chosen: float) -> str:
+    """Share of both kinds of questions that each threshold refuses, with the one that was chosen."""
+    import altair as alt
+
+    names = {"refused": "without an answer", "false refusals": "with an answer"}
+    rows = [
+        {"threshold": row["threshold"], "refused": row[name], "what": told}
+        for row in curve
+        for name, told in names.items()
+    ]
+    lines = (
+        alt.Chart(_values(rows))
+        .mark_line()
+        .encode(
+            x=alt.X("threshold:Q", title="threshold", scale=alt.Scale(domain=[0, 1])),
+            y=alt.Y("refused:Q", title="refused", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
+            color=alt.Color("what:N", title="questions", sort=list(names.values())),
+        )
+    )
+    here = alt.Chart(_values([{"threshold": chosen}])).mark_rule(color=INK, strokeDash=[4, 4]).encode(x="threshold:Q")
+    return _svg(lines + here)

@@ -181,5 +181,6 @@ def _built(
                 "embedder": str(settings.path_of_model(settings.embedder).absolute()),
                 "rerank": settings.rerank if settings.cross_encoder is None else str(settings.cross_encoder.absolute()),
             }
-        )
+        ),
+        settings.calibration,
     )

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 ROWS = {"answers": "answers.jsonl", "retrieval": "retrieval.jsonl"}  # kind of run -> the file of its rows
 VERSIONS = ("paddock", "torch", "chromadb", "tantivy", "tokenizers", "sacrebleu", "rouge-score", "ir-measures", "numpy")
 # What the figures do not depend on; everything else is recorded.
-NOT_RECORDED = {"home", "password", "host", "port", "threads", "judge_model", "judge_api_key"}
+NOT_RECORDED = {"home", "password", "hub_token", "host", "port", "threads", "judge_model", "judge_api_key"}
 
 
 def recorded(kind: str, dataset: Dataset, limit: int | None, place: Corpus) -> Row:
@@ -73,7 +73,8 @@ def _settings(settings: Settings) -> Row:
 
 def identity_of(head: Row) -> str:
     """What the answer to a question depends on. Which questions are asked, and what they are scored by, is no part."""
-    parts = {name: head[name] for name in ("kind", "settings", "model", "adapter", "embedder", "gold_context", "k")}
+    named = ("kind", "settings", "model", "adapter", "embedder", "gold_context", "k", "calibration")
+    parts = {name: head[name] for name in named}
     return _digest([parts, head["dataset"]["index"]])
 
 

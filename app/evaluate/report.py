@@ -37,9 +37,12 @@ def write_report(run: Run, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if kind in ROWS:
             write_rows(folder / ROWS[kind], run.rows)
+        if kind == "calibrate":
+            write_rows(folder / "calibrate.jsonl", run.rows)
         write_json(folder / "results.json", run.results)
         part = folder / "report.html.part"
-        part.write_text(page(run) if kind in ROWS else page_of_perplexity(run.results), encoding="utf-8")
+        others = {"calibrate": page_of_calibration, "perplexity": page_of_perplexity}
+        part.write_text(page(run) if kind in ROWS else others[kind](run.results), encoding="utf-8")
         part.replace(folder / "report.html")
     except OSError as error:
         raise AppError(f"{folder} cannot be written ({error.strerror}); choose another --report") from error
@@ -60,6 +63,17 @@ def page_of_perplexity(results: Row) -> str:
     rows = [("all", results), *files] if len(files) > 1 else files
     title = files[0][0] if len(files) == 1 else f"{len(files)} files"
     return _template("perplexity.html.j2").render(title=title, results=results, rows=rows, settings=_flat(results))
+
+
+def page_of_calibration(results: Row) -> str:
+    """The HTML of `paddock eval calibrate`: how far P(answerable) can be trusted, and what a threshold does."""
+    plots = [
+        ("Confidence, and how many can be answered", charts.reliability(results["reliability"])),
+        ("What a threshold refuses", charts.thresholds(results["curve"], results["threshold"])),
+    ]
+    return _template("calibrate.html.j2").render(
+        title=results["dataset"]["name"], results=results, charts=plots, settings=_flat(results)
+    )
 
 
 def page(run: Run) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 
 import click
 
+from app import confidence as confidence_of
 from app.config import Retrieval
 from app.errors import AppError, Misuse
-from app.evaluate import answers, corpus, retrieval
+from app.evaluate import answers, calibrate, corpus, retrieval
 from app.evaluate.beir import read_beir
 from app.evaluate.corpus import Corpus, unfindable
 from app.evaluate.questions import Dataset, read_jsonl, read_squads
-from app.evaluate.record import identity_of, make_folder, read_results, recorded, write_json, write_rows
+from app.evaluate.record import identity_of, make_folder, read_results, recorded, surroundings, write_json, write_rows
 from app.evaluate.stats import Score
 from app.progress import bar, ingest_bar
 from app.prompt import language_of
@@ -138,6 +139,7 @@ def run_answers(
     place.services.warm()
     head = {**recorded("answers", dataset, inputs.limit, place), "gold_context": gold_context, "k": settings.k}
     head["model"]["dtype"] = place.services.engine.precision
+    head["calibration"] = place.services.confidence.digest
     head["identity"] = identity_of(head)
     known = _known(report, head["identity"]) if report and resume else {}
     started = time.perf_counter()
@@ -178,6 +180,44 @@ def _answer_results(head: Row, rows: Sequence[Row], kept: int, seconds: float, s
             name: sum(each[name] for each in spent) for name in ("prompt_tokens", "cached_tokens", "answer_tokens")
         },
     }
+
+
+def run_calibrate(inputs: Sequence[Inputs], services: Services, out: Path | None, report: Path | None = None) -> Run:
+    """Learns P(answerable) from several sets, each asked its own documents and the others', and keeps the parameters.
+
+    out: the file they go to, by default the user's for this embedder. Raises AppError.
+    """
+    settings = services.settings
+    make_folder(report)
+    sets = []
+    for each in inputs:
+        dataset = each.read(settings.seed)
+        answers.require_answers(dataset.questions)
+        sets.append((dataset, each.corpus(dataset, services)))
+        tell_faults(dataset.faults)
+    started = time.perf_counter()
+    with bar(sum(len(dataset.questions) for dataset, _ in sets), "question") as advance:
+        asked = list(calibrate.ask(sets, advance))
+    names = [dataset.name for dataset, _ in sets]
+    made, confidence = calibrate.calibrate(asked, services, names)
+    place = confidence_of.path_of(services.calibration, made[0].holds_for) if out is None else out
+    confidence_of.write(place, made[:1] if out is None else made)
+    threshold = made[0].threshold if settings.threshold is None else settings.threshold
+    results = {
+        "kind": "calibrate",
+        "dataset": {"name": "+".join(names), "sets": names, "questions": len(asked)},
+        "embedder": services.embedder.identity,
+        **surroundings(settings),
+        "seconds": round(time.perf_counter() - started, 2),
+        "written": str(place),
+        "parameters": dict(made[0].parameters),
+        "threshold": threshold,
+        "groups": calibrate.figures(asked, confidence, threshold),
+        "area": calibrate.ablation(asked),
+        "curve": calibrate.curve(asked, confidence),
+        "reliability": calibrate.reliability(asked, confidence),
+    }
+    return Run(results, [each.to_json(float(value)) for each, value in zip(asked, confidence, strict=True)])
 
 
 class _Log:

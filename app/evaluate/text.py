@@ -30,6 +30,8 @@ def render(results: dict[str, Any]) -> str:
     """What `paddock eval` prints of a run."""
     if results["kind"] == "perplexity":
         return _perplexity(results)
+    if results["kind"] == "calibrate":
+        return _calibrate(results)
     data = results["dataset"]
     head = f"{data['name']}: {data['questions']} questions, {data['documents']} documents, {data['chunks']} chunks"
     if results["kind"] == "retrieval":
@@ -48,6 +50,22 @@ def render(results: dict[str, Any]) -> str:
         f"{results['seconds']:.0f} s, {rate:.2f} answers a second"
     )
     return "\n".join(lines)
+
+
+def _calibrate(results: dict[str, Any]) -> str:
+    """What is refused of each group of questions, and what each feature is worth."""
+    told = {"own": "own documents", "without": "without its article", "other": "other documents"}
+    threshold, questions = results["threshold"], results["dataset"]["questions"]
+    width = max(len(each["dataset"]) for each in results["groups"])
+    lines = [f"{questions} questions; {results['embedder']}; refused below {threshold:.3f}, articles held out"]
+    lines.append(f"{'set':{width}}  asked to             answerable  refused      n")
+    lines += [
+        f"{each['dataset']:{width}}  {told[each['how']]:20} {'yes' if each['answerable'] else 'no':10} "
+        f"{100 * each['refused']:7.1f}% {each['n']:6}"
+        for each in results["groups"]
+    ]
+    lines.append("area under the curve: " + ", ".join(f"{name} {value:.3f}" for name, value in results["area"].items()))
+    return "\n".join([*lines, f"Written to {results['written']}"])
 
 
 def _modes(results: dict[str, Any]) -> str:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 from langchain_core.documents import Document
 
-from app.answer import Answer
 from app.main import shared
 from app.prompt import Turn
+from app.result import Answer
 from app.views import filters
 from app.views.render import marked, plain, prose
 from app.views.text import t
@@ -52,7 +52,12 @@ def page() -> None:
         show(exchange, f"{kb}-{number}")
     if question:
         exchange = Exchange(question)
-        history = [Turn(e.question, e.answer.answer) for e in conversation if e.answer and not e.answer.refused]
+        # As it was understood: what "it" stood for then is what it stands for now.
+        history = [
+            Turn(e.answer.rewritten or e.question, e.answer.answer)
+            for e in conversation
+            if e.answer and not e.answer.refused
+        ]
         conversation.append(exchange)
         respond(exchange, kb, k, history[-REMEMBERED:], f"{kb}-{len(conversation) - 1}", chosen)
 
@@ -153,10 +158,15 @@ def outcome(exchange: Exchange, key: str) -> None:
             st.markdown(prose(exchange.partial))
         st.caption(t("stopped"))
     elif answer.refused:
+        understood(answer)
         st.info(plain(answer.answer), icon=":material/search_off:")
-        others(answer.passages, key)
+        others(answer.passages, key, t("nearest", n=len(answer.passages)))
+        confidence(answer)
     else:
+        understood(answer)
         st.markdown(with_numbers(answer))
+        if answer.citations and not all(sentence.support for sentence in answer.sentences):
+            st.caption(t("some_unsupported"))
         if answer.citations:
             st.caption(t("sources"))
         else:
@@ -166,14 +176,33 @@ def outcome(exchange: Exchange, key: str) -> None:
                 st.html(marked(c.text, c.quote))
                 st.caption(t("similarity", score=c.score))
         cited = {c.chunk_id for c in answer.citations}
-        others([chunk for chunk in answer.passages if chunk.metadata["chunk_id"] not in cited], key)
+        rest = [chunk for chunk in answer.passages if chunk.metadata["chunk_id"] not in cited]
+        others(rest, key, t("others", n=len(rest)))
+        confidence(answer)
         timing(answer)
 
 
+def understood(answer: Answer) -> None:
+    """What a follow-up question was taken for."""
+    if answer.rewritten is not None:
+        st.caption(t("understood", question=plain(answer.rewritten)))
+
+
+def confidence(answer: Answer) -> None:
+    """How likely the documents hold the answer, where that is known."""
+    if answer.confidence is not None:
+        st.caption(t("confidence", percent=100 * answer.confidence))
+
+
 def with_numbers(answer: Answer) -> str:
-    """The answer in Markdown, each supported sentence with the numbers of its sources behind it."""
+    """The answer in Markdown, each sentence with the numbers of its sources behind it, or a mark that it has none.
+
+    Where nothing at all is supported, that is told once, under the answer.
+    """
+    mark = " :orange-badge[?]" if answer.citations else ""
     return "".join(
-        prose(text) + "".join(rf" :green-badge[{n}]" for n in numbers) for text, numbers in answer.pieces
+        prose(text) + ("".join(rf" :green-badge[{n}]" for n in numbers) or (mark if text.strip() else ""))
+        for text, numbers in answer.pieces
     ) or prose(answer.answer)
 
 
@@ -182,11 +211,11 @@ def label(n: int, source: str, page_number: int | None) -> str:
     return f"{n} · {plain(source)}{place}"
 
 
-def others(chunks: list[Document], key: str) -> None:
-    """Passages that the model read and the answer does not rest on."""
+def others(chunks: list[Document], key: str, title: str) -> None:
+    """Passages that the answer does not rest on: those that the model read as well, or that came nearest."""
     if not chunks:
         return
-    with st.expander(t("others", n=len(chunks)), icon=":material/menu_book:", key=f"{key}-others"):
+    with st.expander(title, icon=":material/menu_book:", key=f"{key}-others"):
         for chunk in chunks:
             data = chunk.metadata
             place = "" if data.get("page") is None else ", " + t("page", page=data["page"])

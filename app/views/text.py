@@ -39,6 +39,16 @@ WORDS: dict[str, tuple[str, str]] = {
         "No passage supports this answer word for word. Check it before you rely on it.",
         "没有段落能逐字支持这个答案，请核实后再使用。",
     ),
+    "some_unsupported": (
+        "A question mark stands behind what no passage supports.",
+        "问号表示没有段落支持该句。",
+    ),
+    "understood": ("Understood as: {question}", "理解为：{question}"),
+    "confidence": (
+        "How likely the documents answer this: {percent:.0f}%",
+        "文档能回答此问题的可能性：{percent:.0f}%",
+    ),
+    "nearest": ("The nearest passages ({n})", "最接近的段落（{n}）"),
     "others": ("Other passages that were read ({n})", "其他参考段落（{n}）"),
     "stop": ("Stop", "停止"),
     "stopped": ("Stopped.", "已停止。"),

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from langchain_core.documents import Document
 
-from app.answer import WINDOW, Answer, Answerer, Question, is_refusal
+from app.answer import WINDOW, Answerer, Question, is_refusal
+from app.confidence import Calibration, Confidence
 from app.errors import AppError
 from app.prompt import REFUSAL, Turn
+from app.result import Answer
 from llama.sampling import SamplingParams
 
 from .fakes import Backend, chunk
@@ -27,7 +31,12 @@ def test_an_answer_has_what_the_contract_names() -> None:
     backend = Backend([HAY, OTHER], "An adult llama eats 2.3 kilograms of hay [7].")
     answer = answerer(backend).answer("  How much hay? ", "default", 2)
     row = answer.to_json()
-    assert set(row) == {"question", "answer", "refused", "citations", "retrieved", "model", "adapter", "timings"}
+    assert set(row) == {
+        "question", "answer", "refused", "citations", "retrieved", "model", "adapter", "timings",
+        "rewritten", "confidence", "sentences",
+    }  # fmt: skip
+    assert (row["rewritten"], row["confidence"]) == (None, None)
+    assert row["sentences"] == [{"text": row["answer"], "citations": (1,), "support": "words"}]
     assert row["question"] == "How much hay?"
     assert row["answer"] == "An adult llama eats 2.3 kilograms of hay."
     assert (row["refused"], row["model"], row["adapter"]) == (False, "fake.gguf", None)
@@ -65,7 +74,8 @@ def test_nothing_retrieved_is_refused_without_asking_the_model(kb: str, says: st
     assert answer.refused
     assert says in answer.answer
     assert (answer.citations, answer.retrieved, answer.model) == ([], [], "fake.gguf")
-    assert REFUSAL["zh"] == answerer(backend).answer("谁？", "default", 4).answer
+    assert (answer.confidence, answer.sentences) == (0.0, [])
+    assert answerer(backend).answer("谁？", "default", 4).answer == REFUSAL["zh"] + "已搜索知识库“default”。"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +83,10 @@ def test_nothing_retrieved_is_refused_without_asking_the_model(kb: str, says: st
 )
 def test_a_model_that_finds_nothing_refuses(says: str) -> None:
     answer = answerer(Backend([HAY], says)).answer("Who?", "default", 4)
-    assert (answer.refused, answer.answer, answer.citations) == (True, REFUSAL["en"], [])
+    assert (answer.refused, answer.citations) == (True, [])
+    told = " The knowledge base 'default' was searched; what comes nearest is in feed.txt."
+    assert answer.answer == REFUSAL["en"] + told
+    assert answer.passages == [HAY]
     assert answer.retrieved == ["feed.txt-0"]
 
 
@@ -82,6 +95,72 @@ def test_refusals_are_told_from_answers() -> None:
     assert is_refusal("I could not find the answer in the documents")
     assert not is_refusal("The handbook says: I could not find the answer in the documents.")
     assert not is_refusal("I could not find the answer in the documents, but page 3 says 40 minutes.")
+
+
+def judged(threshold: float) -> Confidence:
+    """P(answerable) is 1/2 for a passage with all of the question's words, and next to 0 for one with none."""
+    learned = Calibration({}, {"constant": 0.0, "words": 4.0}, threshold)
+    return Confidence(learned, lambda text: 1.0)
+
+
+def found(share: float, **more: Any) -> Document:
+    return chunk(HAY.page_content, "feed.txt", keyword_score=share, relevance=share, held=share, **more)
+
+
+@pytest.mark.parametrize(("share", "refused"), [(0.05, True), (0.95, False)])
+def test_a_question_is_refused_below_the_threshold_on_every_path(share: float, refused: bool) -> None:
+    backend = Backend([found(share)], "An adult llama eats 2.3 kilograms of hay.")
+    backend.confidence = judged(0.2)
+    made = answerer(backend)
+    one = made.answer("Who is the king?", "default", 4)
+    ((_, other),) = made.answer_batch([Question("Who is the king?", "default", 4)])
+    assert isinstance(other, Answer)
+    assert [one.refused, other.refused] == [refused, refused]
+    assert backend.asked == (0 if refused else 2), "a refusal does not ask the model"
+    assert one.confidence == other.confidence == pytest.approx(1 / (1 + (share + 0.02) ** -4))
+    assert one.passages == backend.chunks
+    assert ("feed.txt" in one.answer) == refused
+    backend.confidence = Confidence(judged(0.2).calibration, lambda text: 1.0, threshold=0.0)
+    assert not made.answer("Who is the king?", "default", 4).refused, "the setting overrides the calibration"
+
+
+def test_given_passages_are_not_refused() -> None:
+    backend = Backend([], "An adult llama eats 2.3 kilograms of hay.")
+    backend.confidence = judged(0.9)
+    ((_, answer),) = answerer(backend).answer_batch([Question("How much?", "default", 4, passages=[HAY])])
+    assert isinstance(answer, Answer)
+    assert (answer.refused, answer.confidence) == (False, None)
+
+
+TALK = [Turn("Where do we sleep at Sable Hut?", "In bunks.")]
+
+
+def test_a_follow_up_is_searched_for_with_the_conversation() -> None:
+    backend = Backend([HAY], "yes")
+    answer = answerer(backend).answer("What is the code of it?", "default", 4, TALK)
+    assert answer.rewritten == "What is the code of it? (sleep Sable Hut)"
+    assert answer.question == "What is the code of it?"
+    assert answer.rewritten in backend.messages[-1]["content"]
+
+
+def test_the_model_s_rewrite_is_taken_if_nothing_is_lost_or_made_up() -> None:
+    said = "What is the code of Sable Hut?"
+    answer = answerer(Backend([HAY], said)).answer("What is the code of it?", "default", 4, TALK)
+    assert answer.rewritten == said, "without a confidence, the first reading"
+    backend = Backend([found(0.2)], said)
+    backend.confidence = judged(0.0)
+    backend.by_question = {said: [found(0.9)], "What is the code of it?": [found(0.3)]}
+    assert answerer(backend).answer("What is the code of it?", "default", 4, TALK).rewritten == said
+    backend.says = "What is the code of Condor Hut?"
+    assert answerer(backend).answer("What is the code of it?", "default", 4, TALK).rewritten is None
+    assert backend.asked == 4
+
+
+def test_a_change_of_topic_leaves_the_conversation_behind() -> None:
+    backend = Backend([HAY], "yes")
+    answer = answerer(backend).answer("How much hay does an adult llama eat?", "default", 4, TALK)
+    assert (answer.rewritten, backend.asked) == (None, 1)
+    assert not any("Sable" in message["content"] for message in backend.messages)
 
 
 def test_history_is_given_and_unknown_bases_are_errors() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.documents import Document
 
-from app.cite import cite, spans, without_markers, words
+from app.cite import MARKER, cite, spans, unmarked, without_markers, words
 
 from .fakes import chunk
 
@@ -86,6 +89,63 @@ def test_nothing_is_invented_or_lost(answer: str, texts: list[str]) -> None:
     assert [c.n for c in cited.citations] == list(range(1, len(cited.citations) + 1))
     assert {n for _, numbers in cited.pieces for n in numbers} == {c.n for c in cited.citations}
     assert "".join(text for text, _ in cited.pieces) == answer
+
+
+def test_what_stands_there_to_the_letter_comes_before_words() -> None:
+    """Both chunks have the words; one has the sentence."""
+    loose = chunk("On Mondays, the salt blocks of last week are changed.", "loose.md")
+    tight = chunk("They say: salt  blocks are changed\non Mondays. And so on.", "tight.md", 1, 0.3)
+    cited = cite("Salt blocks are changed on Mondays.", [loose, tight])
+    assert [(c.source, c.quote) for c in cited.citations] == [
+        ("tight.md", "They say: salt  blocks are changed\non Mondays.")
+    ]
+    assert cited.sentences[0].support == "exact"
+    assert cite("On Mondays salt blocks get changed.", [loose, tight]).sentences[0].support == "words"
+    assert cite("salt blocks are changed on Monday", [tight]).sentences[0].support == "words", "whole words only"
+
+
+def test_a_number_that_the_passage_lacks_is_not_supported_by_it() -> None:
+    cited = cite("Each adult llama eats 3.5 kilograms of hay a day.", [FEED])
+    assert (cited.citations, cited.sentences[0].support) == ([], None)
+    year = chunk("The voucher is valid 18 months.", "policy-2026.md", headings="Version 4")
+    assert cite("In version 4 of 2026 the voucher is valid 18 months.", [year]).citations
+
+
+def test_likelihood_finds_what_words_do_not() -> None:
+    sentence = "The beasts receive mineral licks weekly."
+    assert cite(sentence, [PDF, FEED]).sentences[0].support is None
+    cited = cite(sentence, [PDF, FEED], lambda said, chunks: 1)
+    assert (cited.sentences[0].support, cited.citations[0].source) == ("likelihood", "feed.md")
+    assert cited.citations[0].quote in FEED.page_content
+    assert not cite(sentence, [PDF, FEED], lambda said, chunks: None).citations
+
+
+MARKS = st.lists(
+    st.sampled_from(["hay", " ", "[", "]", "1", "23", "[4]", "【", "】", "［5］", ",", "、", "-", "[1, 2]", "a", "。"]),
+    max_size=14,
+)
+
+
+@given(parts=MARKS, cuts=st.lists(st.integers(0, 40), max_size=6))
+def test_no_citation_number_of_the_model_is_ever_shown(parts: list[str], cuts: list[int]) -> None:
+    """Whatever the model writes, in whatever pieces: no number in brackets is left, and nothing else goes."""
+    text = "".join(parts)
+    assert not MARKER.search(without_markers(text))
+    places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    streamed = "".join(unmarked(text[a:b] for a, b in pairwise(places)))
+    assert streamed.strip() == without_markers(text)
+
+
+@given(parts=MARKS, chunks=st.lists(st.sampled_from([FEED, PDF, ZH]), max_size=3))
+def test_no_citation_outside_of_what_was_retrieved(parts: list[str], chunks: list[Document]) -> None:
+    words_of = [word for each in (FEED, PDF, ZH) for word in each.page_content.split()[:6]]
+    text = without_markers("".join(part + " " + words_of[i % len(words_of)] for i, part in enumerate(parts)))
+    cited = cite(text, chunks, lambda said, given: 0)
+    known = {each.metadata["chunk_id"] for each in chunks}
+    assert {c.chunk_id for c in cited.citations} <= known
+    shown = {n for sentence in cited.sentences for n in sentence.citations}
+    assert shown == {c.n for c in cited.citations} == set(range(1, len(cited.citations) + 1))
+    assert all(bool(sentence.citations) == (sentence.support is not None) for sentence in cited.sentences)
 
 
 def test_spans() -> None:

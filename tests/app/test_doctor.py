@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 
 from app import doctor
+from app.confidence import Calibration, identity, path_of, write
 from app.config import Settings, load_settings
 from app.doctor import Row, diagnose, exit_code, render
+from ingest.embed import Embedder
 from vectorstore.keyword import META, KeywordIndex, folder_of
 
 
@@ -75,8 +78,8 @@ def test_a_healthy_installation_has_nothing_to_mend(indexed: Settings) -> None:
     rows = diagnose(indexed)
     assert [each for each in rows if each.status != "ok"] == []
     assert exit_code(rows) == 0
-    names = ["Python", "libraries", "torch", "state folder", "disk", "model", "embedder", "inbox", "index"]
-    assert [each.check for each in rows] == [*names, "keyword index", "port"]
+    names = ["Python", "libraries", "torch", "state folder", "disk", "model", "embedder", "refusals", "inbox"]
+    assert [each.check for each in rows] == [*names, "index", "keyword index", "port"]
     assert "1 failed, 1 indexed; 3 chunks" in render(rows)
 
 
@@ -84,6 +87,26 @@ def test_a_new_installation_is_told_what_to_do_next(settings: Settings) -> None:
     assert row(settings, "index").mend == "run `paddock ingest`"
     assert str(settings.inbox) in row(settings, "inbox").mend
     assert exit_code(diagnose(settings)) == 0
+
+
+def test_what_refusals_are_judged_by(settings: Settings, embedder_path: Path, tmp_path: Path) -> None:
+    assert "comes with Paddock" in row(settings, "refusals").found
+    dense = row(settings.model_copy(update={"retrieval": "dense"}), "refusals")
+    assert (dense.status, "min_score alone" in dense.found) == ("warn", True)
+    other = tmp_path / "other"
+    shutil.copytree(embedder_path, other)
+    (other / "README.md").unlink()
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + "\n")
+    foreign = settings.model_copy(update={"embedder": str(other)})
+    found = row(foreign, "refusals")
+    assert (found.status, "words alone" in found.found) == ("warn", True)
+    assert "paddock eval calibrate" in found.mend
+    of = identity(Embedder(other).identity)
+    write(path_of(settings.calibration, of), [Calibration(of, {"constant": 1.0}, 0.4321)])
+    found = row(foreign, "refusals")
+    assert (found.status, "0.43" in found.found, "your own" in found.found) == ("ok", True, True)
+    path_of(settings.calibration, of).write_text("{")
+    assert row(foreign, "refusals").status == "fail"
 
 
 def test_missing_models_fail_with_the_command_that_fetches_them(home: Path) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from app.answer import Answer
 from app.errors import AppError
 from app.evaluate.answers import ask, bleu, figures, gold_passages, plan, read_rows, require_answers, scored
 from app.evaluate.corpus import Corpus
 from app.evaluate.questions import Article, Gold
 from app.prompt import REFUSAL
+from app.result import Answer
 from llama.errors import LlamaError
 
 from ..fakes import Backend, chunk

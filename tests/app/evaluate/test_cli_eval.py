@@ -86,6 +86,25 @@ def test_retrieval(home: Path, squad: Path, tmp_path: Path) -> None:
     assert not (home / "index").exists(), "the user's own index is left alone"
 
 
+def test_calibrate(home: Path, squad: Path, tmp_path: Path) -> None:
+    out = tmp_path / "parameters.json"
+    done = paddock(home, "eval", "calibrate", "--squad", squad, "--json", "--report", tmp_path / "report", "-o", out)
+    results = json.loads(done.stdout)
+    groups = {(each["how"], each["answerable"]): each["n"] for each in results["groups"]}
+    assert groups == {("own", True): 4, ("own", False): 1, ("without", False): 4}
+    assert [each["holds_for"]["embedder"] for each in json.loads(out.read_text())] == [results["embedder"], None]
+    assert not (home / "calibration").exists()
+    report = (tmp_path / "report" / "report.html").read_text()
+    assert report.count("<svg") == 2
+    assert len((tmp_path / "report" / "calibrate.jsonl").read_text().splitlines()) == 9
+    told = paddock(home, "eval", "calibrate", "--squad", squad).stdout
+    assert "without its article" in told
+    (kept,) = (home / "calibration").iterdir()
+    assert json.loads(kept.read_text())[0]["threshold"] == results["threshold"]
+    kept.unlink()
+    assert "--docs goes with" in paddock(home, "eval", "calibrate", "--docs", tmp_path, code=2).stderr
+
+
 def test_answers_resume_and_compare(home: Path, squad: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     results = json.loads(paddock(home, "eval", "answers", "--squad", squad, "--json", "--report", one).stdout)

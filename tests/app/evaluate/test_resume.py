@@ -37,6 +37,7 @@ class Place:
             retriever=self.backend.retriever,
             answerer=Answerer(self.backend, 4000, SamplingParams(max_tokens=50)),
             engine=SimpleNamespace(precision="float32"),
+            confidence=self.backend.confidence,
             warm=lambda: None,
         )
         self.services = services
@@ -110,5 +111,6 @@ def test_the_digest_is_of_all_that_is_right() -> None:
     ]
     assert len({dataset_digest(Dataset("n", [each])) for each in [gold, *others]}) == 5
     head = {"kind": "answers", "settings": {}, "model": {}, "adapter": None, "embedder": "e", "gold_context": False}
-    one = {**head, "k": 4, "dataset": {"name": "one", "index": "i"}}
+    one = {**head, "k": 4, "calibration": "c", "dataset": {"name": "one", "index": "i"}}
+    assert identity_of(one) != identity_of({**one, "calibration": "d"})
     assert identity_of(one) == identity_of({**one, "dataset": {"name": "two", "index": "i"}})

@@ -1,0 +1,91 @@
+"""P(answerable): what it is made of, whose parameters it uses, and what is said where there are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app.confidence import (
+    FEATURES,
+    OF_WORDS,
+    SHIPPED,
+    Calibration,
+    Confidence,
+    evidence_of,
+    find,
+    identity,
+    path_of,
+    write,
+)  # fmt: skip
+from app.errors import AppError
+
+from .fakes import chunk
+
+DEFAULT = "all-MiniLM-L6-v2@0b40d68aaba8"
+
+
+def passage(share: float, cosine: float, relevance: float = 1.0, held: float = 0.5) -> object:
+    return chunk("text", score=cosine, keyword_score=share, relevance=relevance, held=held)
+
+
+def test_the_shipped_parameters_hold_for_the_default_embedder_and_for_any(tmp_path: Path) -> None:
+    ours, whose = find(tmp_path, identity(DEFAULT))
+    assert whose == "shipped"
+    assert ours is not None
+    assert set(ours.parameters) == set(FEATURES)
+    other, whose = find(tmp_path, identity("bge@1"))
+    assert whose == "words"
+    assert other is not None
+    assert set(other.parameters) == set(OF_WORDS), "another embedder's similarities mean something else"
+    assert 0 < ours.threshold < 1
+
+
+def test_a_calibration_of_one_s_own_is_for_its_embedder_and_terms_alone(tmp_path: Path) -> None:
+    own = Calibration(identity("bge@1"), {"constant": 1.0}, 0.4, ["set"])
+    write(path_of(tmp_path, own.holds_for), [own])
+    found, whose = find(tmp_path, identity("bge@1"))
+    assert whose == "yours"
+    assert found == own
+    assert find(tmp_path, identity("bge@2"))[1] == "words"
+    assert find(tmp_path, {**identity(DEFAULT), "terms": 999})[1] != "shipped"
+
+
+@pytest.mark.parametrize("text", ["", "[{}]", "[1]", "{"])
+def test_a_damaged_calibration_is_one_line(tmp_path: Path, text: str) -> None:
+    path = path_of(tmp_path, identity("bge@1"))
+    path.write_text(text)
+    with pytest.raises(AppError, match="eval calibrate"):
+        find(tmp_path, identity("bge@1"))
+
+
+def test_more_evidence_is_more_confidence() -> None:
+    shipped = Calibration(**json.loads(SHIPPED.read_text())[0])
+    judge = Confidence(shipped, lambda text: 1.0)
+
+    def of(*each: object) -> float:
+        found = judge.of("q", each)  # type: ignore[arg-type]
+        assert found is not None
+        return found
+
+    assert of(passage(0.5, 0.6)) > of(passage(0.1, 0.6)) > of(passage(0.1, 0.2))
+    assert of(passage(0.3, 0.4, held=0.9)) > of(passage(0.3, 0.4, held=0.2))
+    assert of(passage(0.5, 0.6), passage(0.1, 0.1, 0.5)) == of(passage(0.1, 0.1, 0.5), passage(0.5, 0.6))
+    assert 0 < of(passage(0.0, -1.0, held=0.0)) < judge.threshold < of(passage(0.6, 0.7, held=0.9)) < 1
+
+
+def test_where_nothing_is_known() -> None:
+    judge = Confidence(Calibration({}, {"constant": 0.0}, 0.5), lambda text: 1.0)
+    assert judge.of("q", [chunk("by meaning alone")]) is None
+    assert not judge.refuses(None)
+    assert judge.of("q", []) == 0.0
+    nothing = Confidence(None, lambda text: 1.0, 0.9)
+    assert nothing.of("q", [passage(0.9, 0.9)]) is None  # type: ignore[list-item]
+    assert nothing.digest is None
+
+
+def test_what_the_embedder_cannot_read_counts_less() -> None:
+    evidence = evidence_of("q", [passage(0.5, 0.8)], lambda text: 0.25)  # type: ignore[list-item]
+    assert evidence is not None
+    assert (evidence["meaning"], evidence["covered"]) == (0.2, 0.25)
