@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama.adaptation import NONE, Adaptation
+from llama.adaptation import NONE, Adaptation, front_of
 from llama.cache import KVCache, PackedCache
 from llama.config import ModelConfig
 from llama.errors import LlamaError
@@ -186,7 +186,9 @@ class EvenStep:
             k, v = self._cache.update(layer, k, v, self._new)
         if self._prefix:
             front = self.adaptation.prefix(layer)
-            k, v = (torch.cat((f.to(x.dtype).expand(len(x), -1, -1, -1), x), 2) for f, x in zip(front, (k, v)))
+            k, v = (
+                torch.cat((f.to(x.dtype).expand(len(x), -1, -1, -1), x), 2) for f, x in zip(front, (k, v), strict=True)
+            )
         return attend(q, k, v, self._mask, self._causal)
 
 
@@ -210,29 +212,6 @@ class PackedStep:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         shares = zip(self._parts, *(torch.split(each, self._new, dim=2) for each in (q, k, v)), strict=True)
         return torch.cat([part.attend(layer, *share) for part, *share in shares], dim=2)
-
-
-class Front:
-    """Virtual tokens put before each fresh sequence of a forward, and taken away behind the last layer.
-
-    lengths: tokens of each sequence in a row, or one for a batch whose rows are all fresh or all not.
-    """
-
-    def __init__(self, virtual: Tensor, lengths: Sequence[int], fresh: Sequence[bool]) -> None:
-        self._virtual, self._lengths = virtual, list(lengths)
-        self.added = [len(virtual) * new for new in fresh]
-
-    def put(self, x: Tensor) -> Tensor:
-        """Embeddings x [B, S, D] with the virtual ones between them."""
-        parts = []
-        for part, added in zip(x.split(self._lengths, 1), self.added, strict=True):
-            parts += [self._virtual.to(x.dtype).expand(len(x), -1, -1)] * bool(added) + [part]
-        return torch.cat(parts, 1)
-
-    def take(self, x: Tensor) -> Tensor:
-        """Without them again."""
-        whole = [n + added for n, added in zip(self._lengths, self.added, strict=True)]
-        return torch.cat([part[:, added:] for part, added in zip(x.split(whole, 1), self.added, strict=True)], 1)
 
 
 Run = Callable[[Block, Tensor, Step], Tensor]
@@ -296,8 +275,7 @@ class Transformer(nn.Module):
         run: Run = plainly,
     ) -> Tensor:
         """As `forward`, what the output matrix is given: [..., D] instead of logits."""
-        rows, size = tokens.shape
-        x = self.embed_tokens(tokens)
+        x, (rows, size) = self.embed_tokens(tokens), tokens.shape
         packed = cache if isinstance(cache, PackedCache) else None
         counted = list(packed.new if packed else documents or ([size] * rows if new is None else new))
         caches: list[KVCache | None] = [None] * len(counted)
@@ -306,11 +284,9 @@ class Transformer(nn.Module):
             caches, past = [*packed.caches], [each.lengths[0] for each in packed.caches]
         elif isinstance(cache, KVCache):
             past = cache.lengths
-        front, virtual = None, adaptation.virtual
-        if virtual is not None:
-            front = Front(virtual, *_sequences(past, counted, size, in_row=bool(packed or documents)))
-            x = front.put(x)
-            counted = [n + len(virtual) * (p == 0) for n, p in zip(counted, past, strict=True)]
+        front = front_of(adaptation.virtual, past, counted, None if packed or documents else size)
+        if front is not None:
+            x, counted = front.put(x), front.counted
         self.within_context(adaptation.prefix_length + max(p + n for p, n in zip(past, counted, strict=True)))
         step: Step
         if packed or documents:
@@ -341,15 +317,3 @@ class Transformer(nn.Module):
         """Raises LlamaError when a row of so many tokens exceeds the context."""
         if longest > self.config.context_length:
             raise LlamaError(f"{longest} tokens exceed the model's context of {self.config.context_length}")
-
-
-def _sequences(
-    past: Sequence[int], counted: Sequence[int], size: int, in_row: bool
-) -> tuple[Sequence[int], Sequence[bool]]:
-    """Lengths along a row and which of them begin there: the row's own sequences, or one for all rows of a batch."""
-    fresh = [length == 0 for length in past]
-    if in_row:
-        return counted, fresh
-    if any(fresh) != all(fresh):
-        raise LlamaError("rows that begin and rows that go on cannot share a batch where virtual tokens come first")
-    return [size], fresh[:1]

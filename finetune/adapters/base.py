@@ -95,7 +95,9 @@ def unmerge(model: Transformer, before: Mapping[str, Tensor]) -> None:
 def fill(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Copies tensors into parameters of the same names and shapes. Raises FinetuneError where they differ."""
     if missing := sorted(parameters.keys() - tensors.keys()):
-        raise FinetuneError(f"the adapter lacks {missing[0]} and {len(missing) - 1} more; it is of another kind or shape")
+        raise FinetuneError(
+            f"the adapter lacks {missing[0]} and {len(missing) - 1} more; it is of another kind or shape"
+        )
     if surplus := sorted(tensors.keys() - parameters.keys()):
         raise FinetuneError(f"the adapter has {surplus[0]}, which its method does not know; it is of another kind")
     with torch.no_grad():

@@ -21,7 +21,9 @@ class Freeze(OwnWeights):
         super().__init__()
         count, layers = options.freeze_trainable_layers, config.n_layers
         if not 1 <= abs(count) <= layers:
-            raise FinetuneError(f"freeze_trainable_layers is {count}; the model has {layers} blocks, give 1 to {layers}")
+            raise FinetuneError(
+                f"freeze_trainable_layers is {count}; the model has {layers} blocks, give 1 to {layers}"
+            )
         self.options: Any = options
         self.layers = range(layers - count, layers) if count > 0 else range(-count)
 

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021): W x + s B A x, with rank-stabilised scaling (Kalajdzievski 2023) and DoRA (Liu et al. 2024)."""
+"""LoRA (Hu et al. 2021): W x + s B A x; rank-stabilised scaling (Kalajdzievski 2023), DoRA (Liu et al. 2024)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LoraOptions(Options):
                     f"There are: all, {', '.join(PRODUCTS)}"
                 )
         if not names:
-            raise FinetuneError("lora_target is empty; name at least one product, or say \"all\"")
+            raise FinetuneError('lora_target is empty; name at least one product, or say "all"')
         return tuple(name for name in PRODUCTS if name in names)
 
     @property

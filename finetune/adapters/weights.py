@@ -1,4 +1,4 @@
-"""Methods that train the model's own weights: they are served as a model of their own, not beside another's requests."""
+"""Methods that train the model's own weights: each is served as a model of its own."""
 
 from __future__ import annotations
 
