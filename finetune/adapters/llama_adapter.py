@@ -1,4 +1,4 @@
-"""LLaMA-Adapter (Zhang et al. 2023): prompts in the upper layers that attention looks at through a gate closed at first."""
+"""LLaMA-Adapter (Zhang et al. 2023): prompts that the upper layers look at through a gate, closed at first."""
 
 from __future__ import annotations
 
