@@ -20,9 +20,11 @@ OFFSET = 0.9677083  # quantile of the outermost value (the paper's appendix E; i
 @functools.cache
 def code() -> Tensor:
     """The sixteen values, ascending: quantiles of a normal distribution, scaled to [-1, 1], one of them 0."""
-    above = torch.special.ndtri(torch.linspace(OFFSET, 0.5, 9, dtype=torch.float64)[:-1])
-    below = -torch.special.ndtri(torch.linspace(OFFSET, 0.5, 8, dtype=torch.float64)[:-1])
-    values = torch.cat((above, below, torch.zeros(1, dtype=torch.float64))).sort().values
+    # On the CPU whatever the default device is: a model built on meta needs the numbers, too.
+    zero = torch.zeros(1, dtype=torch.float64, device="cpu")
+    above = torch.special.ndtri(torch.linspace(OFFSET, 0.5, 9, dtype=torch.float64, device="cpu")[:-1])
+    below = -torch.special.ndtri(torch.linspace(OFFSET, 0.5, 8, dtype=torch.float64, device="cpu")[:-1])
+    values = torch.cat((above, below, zero)).sort().values
     return (values / values.abs().max()).float()
 
 
