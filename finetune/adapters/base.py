@@ -74,6 +74,23 @@ class Adapter(Adaptation):
     cannot_merge: ClassVar[str] = "this method cannot be merged into the weights"
 
 
+Tensors = dict[str, Tensor]
+PEFT_LAYER = "base_model.model.model.layers.{}.{}"
+
+
+@dataclass(frozen=True)
+class Peft:
+    """How a method is written in the form of Hugging Face's PEFT library, and read from it.
+
+    kind: its `peft_type`. write: options, the model's shape and stored tensors to adapter_config.json's keys and its
+    tensors; raises FinetuneError for what that form cannot say. read: the reverse, to options and our tensors.
+    """
+
+    kind: str
+    write: Callable[[Any, ModelConfig, Mapping[str, Tensor]], tuple[dict[str, Any], Tensors]]
+    read: Callable[[Mapping[str, Any], ModelConfig, Mapping[str, Tensor]], tuple[dict[str, Any], Tensors]]
+
+
 @dataclass(frozen=True)
 class Method:
     """An entry of the registry. `make` gives a fresh adapter for a model's shape."""
@@ -82,6 +99,7 @@ class Method:
     summary: str
     options: type[Options]
     make: Callable[[ModelConfig, Any], Adapter]
+    peft: Peft | None = None
 
 
 def unmerge(model: Transformer, before: Mapping[str, Tensor]) -> None:
@@ -116,6 +134,13 @@ def products(model: Transformer, names: Sequence[str]) -> Iterator[tuple[int, st
         assert isinstance(block, Block)
         for name in names:
             yield layer, name, block.get_submodule(f"{PRODUCTS[name]}.{name}"), block
+
+
+def only(config: Mapping[str, Any], **plain: Any) -> None:
+    """Raises FinetuneError where a PEFT configuration asks for other than the `plain` values done here."""
+    for key, value in plain.items():
+        if config.get(key, value) not in (value, None, False, [], {}, ""):
+            raise FinetuneError(f"its adapter_config.json has {key} = {config[key]!r}, which is not supported")
 
 
 def dense(linear: nn.Module) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from finetune.adapters.base import Adapter, Method, Options
+from finetune.adapters.base import PEFT_LAYER, Adapter, Method, Options, Peft, Tensors
 from finetune.errors import FinetuneError
 from llama.config import ModelConfig
 from llama.model import Attention, attend
@@ -61,4 +62,34 @@ class LlamaAdapter(Adapter):
         return out + gate.to(out.dtype) * attend(q, k, v, None, causal=False)
 
 
-METHOD = Method("llama_adapter", "gated prompts in the upper layers' attention", AdaptionOptions, LlamaAdapter)
+def _write(
+    options: AdaptionOptions, config: ModelConfig, stored: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], Tensors]:
+    if options.gate == "head":
+        raise FinetuneError('PEFT has one gate a layer and no tanh; train with gate = "scalar" for that form')
+    gates, size = stored["gate"], options.adapter_len
+    tensors = {}
+    for place in range(len(gates)):
+        at = PEFT_LAYER.format(config.n_layers - len(gates) + place, "self_attn")
+        tensors[f"{at}.adaption_gate"] = gates[place]
+        tensors[f"{at}.adaption_prompt"] = stored["prompt"][None, place * size : (place + 1) * size]
+    return {"adapter_len": size, "adapter_layers": len(gates), "target_modules": "self_attn"}, tensors
+
+
+def _read(
+    given: Mapping[str, Any], config: ModelConfig, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], Tensors]:
+    layers, size = int(given.get("adapter_layers") or 0), int(given.get("adapter_len") or 0)
+    places = [PEFT_LAYER.format(config.n_layers - layers + place, "self_attn") for place in range(layers)]
+    wanted = {f"{at}.{part}" for at in places for part in ("adaption_gate", "adaption_prompt")}
+    if not layers or wanted != tensors.keys():
+        raise FinetuneError(f"its tensors are not those of {layers} of the model's {config.n_layers} layers")
+    found = {
+        "gate": torch.stack([tensors[f"{at}.adaption_gate"] for at in places]),
+        "prompt": torch.cat([tensors[f"{at}.adaption_prompt"][0] for at in places]),
+    }
+    return {"adapter_len": size, "adapter_layers": layers, "gate": "scalar"}, found
+
+
+PEFT = Peft("ADAPTION_PROMPT", _write, _read)
+METHOD = Method("llama_adapter", "gated prompts in the upper layers' attention", AdaptionOptions, LlamaAdapter, PEFT)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +12,19 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from finetune.adapters.base import PRODUCTS, Adapter, Method, Options, dense, parameter_name, products
+from finetune.adapters.base import (
+    PEFT_LAYER,
+    PRODUCTS,
+    Adapter,
+    Method,
+    Options,
+    Peft,
+    Tensors,
+    dense,
+    only,
+    parameter_name,
+    products,
+)
 from finetune.errors import FinetuneError, nearest
 from llama.config import ModelConfig
 from llama.model import Transformer
@@ -155,4 +169,63 @@ class _Beside(torch.autograd.Function):
         return to_x, None, back.T @ x, (grad.T @ inner).mul_(ctx.scale), None
 
 
-METHOD = Method("lora", "low-rank matrices beside the products; rsLoRA and DoRA", LoraOptions, Lora)
+PARTS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+
+
+def _write(options: LoraOptions, config: ModelConfig, stored: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensors]:
+    """Every key, as absent ones silently become the library's defaults."""
+    tensors = {}
+    for name, tensor in stored.items():
+        _, layer, product, part = name.split(".")
+        tensors[f"{PEFT_LAYER.format(layer, f'{PRODUCTS[product]}.{product}')}.{PARTS[part]}"] = tensor
+    return {
+        "r": options.lora_rank,
+        "lora_alpha": options.lora_alpha,
+        "lora_dropout": options.lora_dropout,
+        "target_modules": list(options.lora_target),
+        "use_rslora": options.use_rslora,
+        "use_dora": options.use_dora,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "modules_to_save": None,
+    }, tensors
+
+
+def _read(
+    given: Mapping[str, Any], config: ModelConfig, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], Tensors]:
+    if missing := sorted({"r", "lora_alpha", "target_modules"} - given.keys()):
+        raise FinetuneError(f"its adapter_config.json lacks {missing[0]}")
+    plain = ("rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save", "fan_in_fan_out", "lora_bias",
+             "layer_replication", "trainable_token_indices", "use_qalora", "alora_invocation_tokens", "arrow_config",
+             "target_parameters", "use_bdlora", "kasa_config", "velora_config")  # fmt: skip
+    only(given, bias="none", **dict.fromkeys(plain))
+    targets = given["target_modules"]
+    if isinstance(targets, str):
+        pattern = targets
+        targets = [
+            p for p in PRODUCTS if pattern == "all-linear" or re.fullmatch(pattern, f"model.layers.0.{PRODUCTS[p]}.{p}")
+        ]
+    found, parts = {}, {theirs: ours for ours, theirs in PARTS.items()}
+    for name, tensor in tensors.items():
+        hit = re.fullmatch(r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.(lora_.*)", name)
+        if hit is None or hit[3] not in parts or hit[2] not in PRODUCTS:
+            raise FinetuneError(f"its {name} is not of a LLaMA's seven products, which alone are supported")
+        found[f"layers.{hit[1]}.{hit[2]}.{parts[hit[3]]}"] = tensor
+    return {
+        "lora_rank": given["r"],
+        "lora_alpha": given["lora_alpha"],
+        "lora_dropout": given.get("lora_dropout", 0.0),
+        "lora_target": [str(each).rpartition(".")[2] for each in targets],
+        "use_rslora": bool(given.get("use_rslora")),
+        "use_dora": bool(given.get("use_dora")),
+    }, found
+
+
+PEFT = Peft("LORA", _write, _read)
+METHOD = Method("lora", "low-rank matrices beside the products; rsLoRA and DoRA", LoraOptions, Lora, PEFT)

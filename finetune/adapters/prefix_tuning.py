@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from finetune.adapters.base import Adapter, Encode, Method, Options, fill
+from finetune.adapters.base import Adapter, Encode, Method, Options, Peft, Tensors, fill, only
 from finetune.errors import FinetuneError
 from llama.cache import KVCache
 from llama.config import ModelConfig
@@ -99,4 +99,29 @@ class PrefixTuning(Adapter):
         fill({"table": self.table}, tensors)
 
 
-METHOD = Method("prefix_tuning", "keys and values in front of every layer; P-Tuning v2", PrefixOptions, PrefixTuning)
+def _write(options: PrefixOptions, config: ModelConfig, stored: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensors]:
+    """One table [n, 2 L G E]: K, then V, of each layer. The library takes token_dim as G E."""
+    return {
+        "num_virtual_tokens": options.num_virtual_tokens,
+        "token_dim": config.n_kv_heads * config.head_dim,
+        "num_layers": config.n_layers,
+        "num_attention_heads": config.n_kv_heads,
+        "num_transformer_submodules": 1,
+        "encoder_hidden_size": config.n_kv_heads * config.head_dim,
+        "prefix_projection": False,
+    }, {"prompt_embeddings": stored["table"]}
+
+
+def _read(
+    given: Mapping[str, Any], config: ModelConfig, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], Tensors]:
+    only(given, prefix_projection=False)
+    if "prompt_embeddings" not in tensors:
+        raise FinetuneError("it has no tensor prompt_embeddings")
+    return {"num_virtual_tokens": int(given["num_virtual_tokens"])}, {"table": tensors["prompt_embeddings"]}
+
+
+PEFT = Peft("PREFIX_TUNING", _write, _read)
+METHOD = Method(
+    "prefix_tuning", "keys and values in front of every layer; P-Tuning v2", PrefixOptions, PrefixTuning, PEFT
+)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from finetune.adapters.base import Adapter, Encode, Method, Options, fill
+from finetune.adapters.base import Adapter, Encode, Method, Options, Peft, Tensors, fill
 from finetune.errors import FinetuneError
 from llama.config import ModelConfig
 from llama.model import Transformer
@@ -76,4 +76,24 @@ class PromptTuning(Adapter):
         fill({"table": self.table}, tensors)
 
 
-METHOD = Method("prompt_tuning", "embeddings in front of the text; P-Tuning's encoder", PromptOptions, PromptTuning)
+def _write(options: PromptOptions, config: ModelConfig, stored: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensors]:
+    return {
+        "num_virtual_tokens": options.num_virtual_tokens,
+        "token_dim": config.dim,
+        "num_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+    }, {"prompt_embeddings": stored["table"]}
+
+
+def _read(
+    given: Mapping[str, Any], config: ModelConfig, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], Tensors]:
+    if "prompt_embeddings" not in tensors:
+        raise FinetuneError("it has no tensor prompt_embeddings")
+    return {"num_virtual_tokens": int(given["num_virtual_tokens"])}, {"table": tensors["prompt_embeddings"]}
+
+
+PEFT = Peft("PROMPT_TUNING", _write, _read)
+METHOD = Method("prompt_tuning", "embeddings in front; P-Tuning's encoder", PromptOptions, PromptTuning, PEFT)

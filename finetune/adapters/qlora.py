@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from finetune.adapters.base import PRODUCTS, Method, products
-from finetune.adapters.lora import Lora, LoraOptions
+from finetune.adapters.lora import PEFT, Lora, LoraOptions
 from finetune.nf4 import NF4Linear
 from llama.model import Transformer
 
@@ -16,11 +18,13 @@ class QloraOptions(LoraOptions):
     The adapter has seen the latter, and corrects for what rounding did; the former are nearer to what the base was.
     """
 
-    merge_into: str = "original"
+    merge_into: Literal["original", "dequantized"] = "original"
 
 
 class Qlora(Lora):
     """Enters as LoRA, after the seven products of every block were packed into NF4; norms and embeddings are not."""
+
+    options: QloraOptions
 
     def enter(self, model: Transformer) -> Transformer:
         for _, name, linear, block in products(model, tuple(PRODUCTS)):
@@ -37,4 +41,4 @@ class Qlora(Lora):
         return super().merge(model)
 
 
-METHOD = Method("qlora", "LoRA beside a base in four bits (NF4)", QloraOptions, Qlora)
+METHOD = Method("qlora", "LoRA beside a base in four bits (NF4)", QloraOptions, Qlora, PEFT)
