@@ -67,6 +67,7 @@ class Config(Options):
     method: dict[str, Any]
     data: tuple[DataSpec, ...] = Field(min_length=1)
     train: Loop = Loop()
+    store_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @field_validator("method")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,6 +36,10 @@ class Alone:
     def part(self, whole: Tensor, like: Tensor) -> Tensor:
         """Of a whole tensor what this process holds, as `like` is held."""
         return whole
+
+    def save(self, write: Callable[[], object], learner: Learner) -> None:
+        """Has one process call `write` while the learner holds whole tensors."""
+        write()
 
     def wait(self) -> None:
         """Returns when all processes are here."""
