@@ -13,8 +13,10 @@ import click
 
 from app import config
 from app.cli_eval import eval_group
+from app.cli_finetune import finetune_group
 from app.errors import AppError, Misuse
 from app.options import model_options, services
+from finetune.errors import FinetuneError
 from ingest.errors import IngestError
 from llama.errors import LlamaError
 from vectorstore.errors import StoreError
@@ -22,7 +24,7 @@ from vectorstore.errors import StoreError
 if TYPE_CHECKING:
     from app.answer import Answer
 
-USER_ERRORS = (AppError, IngestError, LlamaError, StoreError)
+USER_ERRORS = (AppError, FinetuneError, IngestError, LlamaError, StoreError)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -256,6 +258,7 @@ def doctor(context: click.Context) -> None:
 
 
 main_group.add_command(eval_group)
+main_group.add_command(finetune_group)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -122,6 +122,22 @@ def _models(annotation: Any) -> list[type[Any]]:
     return [found for part in getattr(annotation, "__args__", ()) for found in _models(part)]
 
 
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets "train.epochs" or "data.0.file"."""
+    table: Any = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        if isinstance(table, list) and parent.isdecimal() and int(parent) < len(table):
+            table = table[int(parent)]
+        elif isinstance(table, dict):
+            table = table.setdefault(parent, {})
+        else:
+            raise FinetuneError(f"there is no '{key}' to change")
+    if not isinstance(table, dict):
+        raise FinetuneError(f"there is no '{key}' to change")
+    table[last] = value
+
+
 def shipped() -> dict[str, Path]:
     """The configurations that come with the package, by name."""
     return {path.stem: path for path in sorted(CONFIGS.glob("*.toml"))}
@@ -145,12 +161,6 @@ def load_config(given: str, changes: dict[str, Any] | None = None) -> Config:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise FinetuneError(f"{path} cannot be read as TOML: {error}") from error
     for key, value in (changes or {}).items():
-        table = values
-        *parents, last = key.split(".")
-        for parent in parents:
-            table = table.setdefault(parent, {})
-            if not isinstance(table, dict):
-                raise FinetuneError(f"'{key}' cannot be set from outside; change the file")
-        table[last] = value
+        _set(values, key, value)
     found: Config = checked(Config, values, str(path))
     return found
