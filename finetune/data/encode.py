@@ -79,7 +79,12 @@ class Encoder:
             before = self.template.encode(turns[:i], add_generation_prompt=True)
             after = self.template.encode(turns[: i + 1], add_generation_prompt=False)
             if ids[: len(before)] != before or len(after) <= len(before) or ids[: len(after)] != after:
-                raise FinetuneError("the chat template does not render its turns one after another")
+                if i != len(turns) - 1 or not self._goes_on(turns):
+                    raise FinetuneError("the chat template does not render its turns one after another")
+                # The prompt's last characters melt into the answer's first token, which serving cannot have.
+                answer = [*self.tokenizer.encode(turns[i]["content"], first=False), min(self.tokenizer.eos_ids)]
+                earlier = [k < len(learned) and learned[k] for k in range(len(before))]
+                return [*before, *answer], [*earlier, *(True for _ in answer)]
             stop = next((k + 1 for k in range(len(before), len(after)) if ids[k] in self.tokenizer.eos_ids), None)
             if stop is None:
                 # The template leaves the end to the model: it has to be learned all the same.
@@ -90,6 +95,12 @@ class Encoder:
             learned[len(before) : stop] = [True] * (stop - len(before))
         last = max(k for k, is_learned in enumerate(learned) if is_learned) + 1
         return ids[:last], learned[:last]  # what the template writes behind the end is nobody's to say
+
+    def _goes_on(self, turns: Sequence[Message]) -> bool:
+        """Whether the last answer stands behind what serving renders, as text."""
+        assert self.template is not None
+        asked = self.template.render(turns[:-1], add_generation_prompt=True)
+        return self.template.render(turns, add_generation_prompt=False).startswith(asked + turns[-1]["content"])
 
     def _alpaca(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         asked = [m["content"] for m in messages if m["role"] == "user"]

@@ -30,14 +30,17 @@ world = start(kind)
 model, adapter = adapted(form)
 loop = Loop(max_steps=3, batch_size=6, learning_rate=1e-2, micro_batch_tokens=40, eval_steps=3, save_steps=3)
 data = examples(24)
-trainer = Trainer(Learner(model, adapter, torch.float32, recompute), data[:18], data[18:], loop, out / kind, "x", world=world)
+learner = Learner(model, adapter, torch.float32, recompute)
+trainer = Trainer(learner, data[:18], data[18:], loop, out / kind, "x", world=world)
 state = trainer.run()
 found = {n: world.whole(p).clone().contiguous() for n, p in trainer.learner.trained.items()}
 found["val_loss"] = torch.tensor(state.best_loss)
 stored = {}
-world.save(lambda: stored.update({f"stored/{n}": t.clone() for n, t in adapter.stored(trainer.learner.model).items()}), trainer.learner)
+def keep():
+    stored.update({f"stored/{n}": world.whole(t).clone() for n, t in adapter.stored(learner.model).items()})
+world.save(keep, learner)
 if world.rank == 0:
-    save_file({**found, **{n: world.whole(t).contiguous() for n, t in stored.items()}}, out / f"{kind}.safetensors")
+    save_file({**found, **{n: t.contiguous() for n, t in stored.items()}}, out / f"{kind}.safetensors")
 world.close()
 """
 
