@@ -86,9 +86,9 @@ def peft(args: argparse.Namespace, rows: list[list[int]], folder: Path) -> list[
     from peft import LoraConfig, get_peft_model
 
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        MODEL.parent, gguf_file=MODEL.name, dtype=getattr(torch, args.dtype)
-    )
+    transformers.logging.disable_progress_bar()
+    # In bf16 the Trainer casts what is computed, as ours does; the weights stay as they were read.
+    model = transformers.AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32)
     described = LoraConfig(task_type="CAUSAL_LM", r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear")
     model = get_peft_model(model, described)
 
@@ -130,6 +130,17 @@ def peft(args: argparse.Namespace, rows: list[list[int]], folder: Path) -> list[
 SIDES = {"ours": ours, "peft": peft}
 
 
+def write_folder(folder: Path) -> None:
+    """The model for the peer, whose Trainer takes none that was read from a GGUF file."""
+    import torch
+
+    from finetune.export import export
+    from llama.checkpoint import load_transformer, open_checkpoint
+
+    checkpoint = open_checkpoint(MODEL)
+    export(load_transformer(checkpoint, torch.float32, "cpu"), checkpoint, folder, None, torch.float32)
+
+
 def one(side: str, args: argparse.Namespace) -> dict[str, Any]:
     """A side in this process."""
     rows = examples(args.batch * (args.steps + 1))
@@ -155,18 +166,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
-    parser.add_argument("--one", choices=list(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=["folder", *SIDES], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.peer_batch = args.peer_batch or args.batch
+    if args.one == "folder":
+        write_folder(args.folder)
+        return
     if args.one:
         print(json.dumps(one(args.one, args)))
         return
     rows = []
-    for side in args.sides:
-        words = [sys.executable, __file__, *sys.argv[1:], "--one", side]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"{side}: {rows[-1]['tokens_per_s']} tokens/s, {rows[-1]['peak_memory_mb']} MB", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for side in ["folder", *args.sides]:
+            # A process may begin with its parent's peak: this one stays small.
+            words = [sys.executable, __file__, *sys.argv[1:], "--one", side, "--folder", f"{folder}/model"]
+            done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+            if side != "folder":
+                rows.append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"{side}: {rows[-1]['tokens_per_s']} tokens/s, {rows[-1]['peak_memory_mb']} MB", flush=True)
     found: dict[str, Any] = {
         "model": MODEL.name,
         "batch": args.batch,

@@ -66,7 +66,7 @@ class Config(Options):
     stage: Literal["sft", "pretrain"] = "sft"
     method: dict[str, Any]
     data: tuple[DataSpec, ...] = Field(min_length=1)
-    train: Loop = Loop()
+    train: Loop = Field(default_factory=lambda: Loop.model_validate({}))
     store_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @field_validator("method")
@@ -89,7 +89,8 @@ class Config(Options):
 def options_of(given: dict[str, Any]) -> Options:
     """A method's own options from its table. Raises FinetuneError."""
     rest = {key: value for key, value in given.items() if key != "name"}
-    return checked(method(str(given["name"])).options, rest, "[method]")
+    found: Options = checked(method(str(given["name"])).options, rest, "[method]")
+    return found
 
 
 def checked(kind: type[Any], values: dict[str, Any], where: str) -> Any:

@@ -65,7 +65,8 @@ class Fsdp(Ddp):
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
         for block in learner.model.layers:
             fully_shard(block, mp_policy=policy)
-        return fully_shard(learner, mp_policy=policy)
+        # What is left belongs to the root, which else would stay whole after a forward without a backward.
+        return fully_shard(learner, mp_policy=policy, reshard_after_forward=True)
 
     @contextlib.contextmanager
     def accumulating(self, module: nn.Module, more: bool) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from finetune.adapters.base import Adapter
 from finetune.data.samples import Example
 from finetune.loss import linear_cross_entropy
-from llama.model import Block, Step, Transformer, plainly
+from llama.model import Run, Step, Transformer, plainly
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Batch:
         )
 
 
-def _again(block: Block, x: Tensor, step: Step) -> Tensor:
+def _again(block: nn.Module, x: Tensor, step: Step) -> Tensor:
     """A block that keeps its input only and is computed again in the backward pass."""
     found: Tensor = checkpoint(block, x, step, use_reentrant=False)
     return found
@@ -57,7 +57,7 @@ class Learner(nn.Module):
     def __init__(self, model: Transformer, adapter: Adapter, dtype: torch.dtype, recompute: bool) -> None:
         super().__init__()
         self.model, self.adapter, self.dtype = model, adapter, dtype
-        self._run: Callable[[Block, Tensor, Step], Tensor] = _again if recompute else plainly
+        self._run: Run = _again if recompute else plainly
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:

@@ -25,7 +25,7 @@ class Log:
             folder.mkdir(parents=True, exist_ok=True)
             self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             self._file = self._path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1 if after else None)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1 if after else None)
 
     def __call__(self, record: dict[str, Any]) -> None:
         with writing(self._path):
@@ -33,12 +33,12 @@ class Log:
             self._file.flush()
         for name, value in record.items():
             if name != "step" and isinstance(value, float):
-                self._board.add_scalar(name, value, record["step"])  # type: ignore[no-untyped-call]
+                self._board.add_scalar(name, value, record["step"])
         self._listen(record)
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 class Silent:

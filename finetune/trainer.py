@@ -144,8 +144,8 @@ class Trainer:
                 # Processes are averaged by whoever exchanges gradients, so each counts as many times as there are.
                 (loss * (self.world.size / learned)).backward()
             summed += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.loop.max_grad_norm)
-        norm = float(self.world.whole(norm))
+        clipped = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.loop.max_grad_norm)
+        norm = float(self.world.whole(clipped))
         if not math.isfinite(norm):
             raise FinetuneError(
                 f'the gradient of step {state.step + 1} is not a number; lower learning_rate, or set dtype = "float32"'

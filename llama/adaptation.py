@@ -64,14 +64,16 @@ class Front:
     def put(self, x: Tensor) -> Tensor:
         """Embeddings x [B, S, D] with the virtual ones between them."""
         parts = []
-        for part, added in zip(x.split(self._lengths, 1), self._added, strict=True):
+        for part, added in zip(torch.split(x, self._lengths, 1), self._added, strict=True):
             parts += [self._virtual.to(x.dtype).expand(len(x), -1, -1)] * bool(added) + [part]
         return torch.cat(parts, 1)
 
     def take(self, x: Tensor) -> Tensor:
         """Without them again."""
         whole = [n + added for n, added in zip(self._lengths, self._added, strict=True)]
-        return torch.cat([part[:, added:] for part, added in zip(x.split(whole, 1), self._added, strict=True)], 1)
+        return torch.cat(
+            [part[:, added:] for part, added in zip(torch.split(x, whole, 1), self._added, strict=True)], 1
+        )
 
 
 def front_of(virtual: Tensor | None, past: Sequence[int], counted: Sequence[int], size: int | None) -> Front | None:

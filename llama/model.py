@@ -214,10 +214,10 @@ class PackedStep:
         return torch.cat([part.attend(layer, *share) for part, *share in shares], dim=2)
 
 
-Run = Callable[[Block, Tensor, Step], Tensor]
+Run = Callable[[nn.Module, Tensor, Step], Tensor]
 
 
-def plainly(block: Block, x: Tensor, step: Step) -> Tensor:
+def plainly(block: nn.Module, x: Tensor, step: Step) -> Tensor:
     """How a block is run; training may have it computed again in the backward pass instead of kept."""
     return block(x, step)  # type: ignore[no-any-return]
 

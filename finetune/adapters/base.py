@@ -42,6 +42,7 @@ class Adapter(Adaptation):
     `enter`, `restore`. What `enter` gives is the model to run, with this adapter as its forward's `adaptation`.
     """
 
+    options: Any  # the method's Options
     per_request: ClassVar[bool] = True  # whether requests with and without it can share one model
 
     def enter(self, model: Transformer) -> Transformer:

@@ -61,7 +61,7 @@ class LlamaPro(OwnWeights):
         deeper.load_state_dict(new, assign=True)
         if model.config.tied:
             deeper.lm_head.weight = deeper.embed_tokens.weight
-        return super().enter(deeper.train(model.training))  # type: ignore[no-any-return]
+        return super().enter(deeper.train(model.training))
 
 
 METHOD = Method("llama_pro", "copies of blocks put between the others", ProOptions, LlamaPro)

@@ -85,6 +85,7 @@ class PrefixTuning(Adapter):
             return self.table[:, start:end]
         inner = torch.tanh(self.network["inner"](self.network["embed"].weight))
         outer = self.network["outer"]
+        assert isinstance(outer, nn.Linear)
         return F.linear(inner, outer.weight[start:end], outer.bias[start:end])
 
     def stored(self, model: Transformer) -> dict[str, Tensor]:
