@@ -115,7 +115,7 @@ class Lora(Adapter):
             return linear(x)  # type: ignore[no-any-return]
         pair, scale = self.pair(layer, name), self.options.scale
         dropout = self.options.lora_dropout if self.training else 0.0
-        if isinstance(linear, nn.Linear) and not dropout and pair.magnitude is None and torch.is_grad_enabled():
+        if isinstance(linear, nn.Linear) and not dropout and pair.magnitude is None:
             return _beside(linear.weight, pair, x, scale)
         inside = F.dropout(x, dropout) if dropout else x
         low = F.linear(F.linear(inside, pair.A.to(x.dtype)), pair.B.to(x.dtype)) * scale

@@ -140,8 +140,8 @@ def test_what_is_wrong_is_told(text: str, told: str, tmp_path: Path) -> None:
 
 
 def test_unknown_names_suggest_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(FinetuneError, match="no configuration of that name; did you mean .lora."):
+    with pytest.raises(FinetuneError, match=r"no configuration of that name; did you mean .lora."):
         load_config("lorra")
-    with pytest.raises(FinetuneError, match="there is no 'data.7.file' to change"):
+    with pytest.raises(FinetuneError, match=r"there is no 'data\.7\.file' to change"):
         load_config("lora", {"data.7.file": "x"})
     assert isinstance(load_config("lora", {"train.epochs": 5}), Config)
