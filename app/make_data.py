@@ -13,7 +13,7 @@ from langchain_core.documents import Document
 
 from app.answer import Answer, Question
 from app.errors import AppError
-from app.evaluate.metrics import holds, score
+from app.evaluate.metrics import f1, holds
 from app.prompt import language_of
 
 if TYPE_CHECKING:
@@ -107,7 +107,9 @@ def _questions(services: Services, chunks: Sequence[Document]) -> list[str]:
 def _kept(services: Services, kb: str, chunk: Document, question: str, least: float) -> tuple[Made | None, str]:
     """The question with its answer, or why it is dropped."""
     k = services.settings.k
-    both = [Question(question, kb, k, [chunk]), Question(question, kb, k)]
+    # Cited passages have a score; this one was not retrieved.
+    alone = Document(chunk.page_content, metadata={"score": 1.0, **chunk.metadata})
+    both = [Question(question, kb, k, [alone]), Question(question, kb, k)]
     answers: dict[int, Answer | BaseException] = dict(services.answerer.answer_batch(both))
     given, found = answers[0], answers[1]
     if not isinstance(given, Answer) or not isinstance(found, Answer) or given.refused:
@@ -117,7 +119,7 @@ def _kept(services: Services, kb: str, chunk: Document, question: str, least: fl
         return None, "answer not in the passage"
     if chunk.metadata["chunk_id"] not in found.retrieved:
         return None, "passage not found again"
-    if found.refused or score(found.answer, [text]).f1 < AGREE:
+    if found.refused or f1(found.answer, [text], language_of(question)) < AGREE:
         return None, "answers differ"
     likely = _likelihood(services, question, chunk, text)
     if likely < least:

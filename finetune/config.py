@@ -37,7 +37,7 @@ class Loop(Options):
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1, description="ends the run, whatever epochs says")
     batch_size: int = Field(8, ge=1, description="examples (or packs) of one optimizer step, over all processes")
-    micro_batch_tokens: int = Field(4096, ge=1, description="tokens computed at once; lower it to save memory")
+    micro_batch_tokens: int = Field(2048, ge=1, description="tokens computed at once; lower it to save memory")
     learning_rate: float = Field(3e-4, gt=0)
     warmup_ratio: float = Field(0.03, ge=0, le=1, description="share of the steps in which the rate rises")
     weight_decay: float = Field(0.1, ge=0, description="of matrices; vectors have none")

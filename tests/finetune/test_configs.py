@@ -57,9 +57,18 @@ def spoken(folder: Path) -> Any:
 def test_every_shipped_configuration_trains(name: str, tiny: Path, tmp_path: Path) -> None:
     """Three steps on a tiny model, and the adapter that is written loads again."""
     instruction = tmp_path / "data.jsonl"
-    instruction.write_text("\n".join(json.dumps({"instruction": f"Say {i}.", "output": f"{i}.", "text": "Snow. " * 9})
+    instruction.write_text("\n".join(json.dumps({"instruction": f"Say {i}.", "output": f"{i}.", "text": f"Snow {i}. " * 20})
                                      for i in range(12)))  # fmt: skip
-    config = load_config(name, {"train.max_steps": 3, "train.eval_steps": 2, "data.0.file": str(instruction)})
+    config = load_config(
+        name,
+        {
+            "train.max_steps": 3,
+            "train.eval_steps": 2,
+            "train.batch_size": 2,
+            "train.cutoff_len": 150,
+            "data.0.file": str(instruction),
+        },
+    )
     assert config.name == name, "the adapter is called as its configuration"
     checkpoint, tokenizer, template = spoken(tiny)
     found = prepare(config, tokenizer, template, {"squad": questions})
