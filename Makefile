@@ -16,7 +16,7 @@ MODELS_FROM ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all eval check fix docs browser hooks peers bench-llama bench-retrieval clean
+.PHONY: help setup run test test-all eval check fix docs browser hooks peers bench-llama bench-retrieval bench-finetune clean
 
 help:  ## lists the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -87,6 +87,9 @@ bench-retrieval: setup  ## search in up to a million chunks; building those take
 
 bench-llama: setup peers  ## our engine beside llama.cpp and transformers; some minutes
 	$(BIN)/python bench/llama.py $(ARGS)
+
+bench-finetune: setup  ## our trainer beside peft with transformers' Trainer; some minutes
+	$(BIN)/python bench/finetune.py $(ARGS)
 
 clean:  ## removes .venv and caches; documents, index and models stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -13,8 +13,10 @@ import click
 
 from app import config
 from app.cli_eval import eval_group
+from app.cli_finetune import finetune_group
 from app.errors import AppError, Misuse
 from app.options import filter_options, model_options, services
+from finetune.errors import FinetuneError
 from ingest.errors import IngestError
 from llama.errors import LlamaError
 from vectorstore.errors import StoreError
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from app.result import Answer
     from ingest.filter import Filter
 
-USER_ERRORS = (AppError, IngestError, LlamaError, StoreError)
+USER_ERRORS = (AppError, FinetuneError, IngestError, LlamaError, StoreError)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -281,6 +283,7 @@ def doctor(context: click.Context) -> None:
 
 
 main_group.add_command(eval_group)
+main_group.add_command(finetune_group)
 
 
 def main(arguments: list[str] | None = None) -> int:

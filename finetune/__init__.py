@@ -1,1 +1,1 @@
-"""The trainer: adapts the LLaMA to a domain. Nothing is here yet; the package fixes the place in the import order."""
+"""The trainer: adapts the LLaMA to a domain. `run` is the whole of it; methods are in `adapters`, files in `data`."""

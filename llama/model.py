@@ -8,13 +8,14 @@ a checkpoint that pairs (2i, 2i + 1) is permuted when it is read (checkpoint.py)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llama.adaptation import NONE, Adaptation, front_of
 from llama.cache import KVCache, PackedCache
 from llama.config import ModelConfig
 from llama.errors import LlamaError
@@ -86,12 +87,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         rows, size, _ = x.shape
-        q = self.q_proj(x).view(rows, size, self.n_heads, self.head_dim).transpose(1, 2)
-        k = self.k_proj(x).view(rows, size, self.n_kv_heads, self.head_dim).transpose(1, 2)
-        v = self.v_proj(x).view(rows, size, self.n_kv_heads, self.head_dim).transpose(1, 2)
+        project = step.adaptation.project
+        q = project(self.layer, "q_proj", self.q_proj, x).view(rows, size, self.n_heads, self.head_dim).transpose(1, 2)
+        k, v = (
+            project(self.layer, name, linear, x).view(rows, size, self.n_kv_heads, self.head_dim).transpose(1, 2)
+            for name, linear in (("k_proj", self.k_proj), ("v_proj", self.v_proj))
+        )
         q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
-        out = step.attend(self.layer, q, k, v)
-        return self.o_proj(out.transpose(1, 2).reshape(rows, size, -1))  # type: ignore[no-any-return]
+        out = step.adaptation.attended(self, q, step.attend(self.layer, q, k, v))
+        return project(self.layer, "o_proj", self.o_proj, out.transpose(1, 2).reshape(rows, size, -1))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -109,34 +113,41 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -
 class MLP(nn.Module):
     """SwiGLU (Shazeer 2020, eq. 6): down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        project = step.adaptation.project
+        gate = project(self.layer, "gate_proj", self.gate_proj, x)
+        inner = F.silu(gate) * project(self.layer, "up_proj", self.up_proj, x)
+        return project(self.layer, "down_proj", self.down_proj, inner)
 
 
 class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, layer)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), step)
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+        branch = step.adaptation.branch
+        x = x + branch(self.layer, "self_attn", self.self_attn(self.input_layernorm(x), step))
+        return x + branch(self.layer, "mlp", self.mlp(self.post_attention_layernorm(x), step))
 
 
 class Step(Protocol):
-    """What all layers of one forward share: rotary angles, and how tokens find their keys and values."""
+    """What all layers of one forward share: rotary angles, adaptation, and how tokens find their keys and values."""
 
     cos: Tensor
     sin: Tensor
+    adaptation: Adaptation
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, H, S, E], k and v [B, G, S, E] of the new tokens -> [B, H, S, E]."""
@@ -145,42 +156,70 @@ class Step(Protocol):
 class EvenStep:
     """A batch [B, S]: every row has its own length, and padding on the right does not count."""
 
-    def __init__(self, rope: RotaryTable, tokens: Tensor, cache: KVCache | None, new: Sequence[int]) -> None:
-        rows, size = tokens.shape
-        self._cache, self._new = cache, new
+    def __init__(
+        self,
+        rope: RotaryTable,
+        shape: tuple[int, int],
+        device: torch.device,
+        cache: KVCache | None,
+        new: Sequence[int],
+        adaptation: Adaptation = NONE,
+    ) -> None:
+        rows, size = shape
+        self._cache, self._new, self.adaptation = cache, new, adaptation
         past = cache.lengths if cache is not None else [0] * rows
-        offsets = torch.tensor(past, device=tokens.device)
+        self._prefix = adaptation.prefix_length
+        offsets = torch.tensor(past, device=device)
+        places = offsets[:, None] + torch.arange(size, device=device)
         # Padding behind a short row may point past the table; its result is never read.
-        positions = (offsets[:, None] + torch.arange(size, device=tokens.device)).clamp(max=len(rope.cos) - 1)
-        self.cos, self.sin = rope.at(positions)
+        self.cos, self.sin = rope.at((places + self._prefix).clamp(max=len(rope.cos) - 1))
         uniform = len(set(past)) == 1 and all(n == size for n in new)
-        self._causal = uniform and past[0] == 0 and size > 1
+        self._causal = uniform and past[0] == 0 and size > 1 and not self._prefix
         self._mask: Tensor | None = None
         if not uniform or (size > 1 and not self._causal):
             total = max(p + n for p, n in zip(past, new, strict=True)) if cache is not None else size
-            keys = torch.arange(total, device=tokens.device)
-            self._mask = (keys <= positions[:, :, None]).unsqueeze(1)  # [B, 1, S, T]
+            keys = torch.arange(-self._prefix, total, device=device)  # those of a prefix are seen by all
+            self._mask = (keys <= places[:, :, None]).unsqueeze(1)  # [B, 1, S, T]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self._cache is not None:
             k, v = self._cache.update(layer, k, v, self._new)
+        if self._prefix:
+            front = self.adaptation.prefix(layer)
+            k, v = (
+                torch.cat((f.to(x.dtype).expand(len(x), -1, -1, -1), x), 2) for f, x in zip(front, (k, v), strict=True)
+            )
         return attend(q, k, v, self._mask, self._causal)
 
 
 class PackedStep:
-    """Tokens of several requests in one row [1, S], each with its own cache."""
+    """Tokens of several requests or documents in one row [1, S]; of each, its cache if it has one, and its tokens."""
 
-    def __init__(self, rope: RotaryTable, tokens: Tensor, cache: PackedCache) -> None:
-        positions = torch.tensor(cache.positions, device=tokens.device)
-        self.cos, self.sin = rope.at(positions[None])
+    def __init__(
+        self,
+        rope: RotaryTable,
+        device: torch.device,
+        caches: Sequence[KVCache | None],
+        new: Sequence[int],
+        adaptation: Adaptation = NONE,
+    ) -> None:
+        self._new, self.adaptation = list(new), adaptation
         self._parts = [
-            EvenStep(rope, tokens.new_empty(1, n), c, [n]) for c, n in zip(cache.caches, cache.new, strict=True)
+            EvenStep(rope, (1, n), device, cache, [n], adaptation) for cache, n in zip(caches, new, strict=True)
         ]
-        self._new = cache.new
+        self.cos, self.sin = (torch.cat([getattr(p, name) for p in self._parts], 2) for name in ("cos", "sin"))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         shares = zip(self._parts, *(torch.split(each, self._new, dim=2) for each in (q, k, v)), strict=True)
         return torch.cat([part.attend(layer, *share) for part, *share in shares], dim=2)
+
+
+Run = Callable[[nn.Module, Tensor, Step], Tensor]
+
+
+def plainly(block: nn.Module, x: Tensor, step: Step) -> Tensor:
+    """How a block is run; training may have it computed again in the backward pass instead of kept."""
+    return block(x, step)  # type: ignore[no-any-return]
 
 
 class Transformer(nn.Module):
@@ -207,6 +246,9 @@ class Transformer(nn.Module):
         new: Sequence[int] | None = None,
         last: bool = False,
         at: Tensor | None = None,
+        adaptation: Adaptation = NONE,
+        documents: Sequence[int] | None = None,
+        run: Run = plainly,
     ) -> Tensor:
         """Logits of the token that follows each given one.
 
@@ -214,34 +256,62 @@ class Transformer(nn.Module):
         packed cache, B is 1 and the row holds the tokens of several requests.
         new: how many of each row's S tokens count (the rest is padding on the right); all of them by default.
         last: give only each row's last counted position. at: int64 [K], give only these of the S positions.
+        adaptation: a fine-tuning method's part in it. documents: B is 1 and the row holds as many sequences of these
+        lengths, none of which sees another. run: how a block is run.
         Returns [B, S, V], [B, 1, V] with `last`, or [B, K, V] with `at`, in the weights' dtype.
         Raises LlamaError when the tokens do not fit the context or the cache.
         """
-        rows, size = tokens.shape
-        counted = [size] * rows if new is None else list(new)
+        return self.lm_head(self.hidden(tokens, cache, new, last, at, adaptation, documents, run))  # type: ignore[no-any-return]
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        cache: KVCache | PackedCache | None = None,
+        new: Sequence[int] | None = None,
+        last: bool = False,
+        at: Tensor | None = None,
+        adaptation: Adaptation = NONE,
+        documents: Sequence[int] | None = None,
+        run: Run = plainly,
+    ) -> Tensor:
+        """As `forward`, what the output matrix is given: [..., D] instead of logits."""
+        x, (rows, size) = self.embed_tokens(tokens), tokens.shape
+        packed = cache if isinstance(cache, PackedCache) else None
+        counted = list(packed.new if packed else documents or ([size] * rows if new is None else new))
+        caches: list[KVCache | None] = [None] * len(counted)
+        past = [0] * len(counted)
+        if packed:
+            caches, past = [*packed.caches], [each.lengths[0] for each in packed.caches]
+        elif isinstance(cache, KVCache):
+            past = cache.lengths
+        front = front_of(adaptation.virtual, past, counted, None if packed or documents else size)
+        if front is not None:
+            x, counted = front.put(x), front.counted
+        self.within_context(adaptation.prefix_length + max(p + n for p, n in zip(past, counted, strict=True)))
         step: Step
-        if isinstance(cache, PackedCache):
-            cache.require()
-            self.within_context(max(cache.positions) + 1)
-            step = PackedStep(self.rope, tokens, cache)
+        if packed or documents:
+            if packed:
+                packed = PackedCache(packed.caches, counted)
+                packed.require()
+            step = PackedStep(self.rope, x.device, caches, counted, adaptation)
         else:
-            past = [0] * rows if cache is None else cache.lengths
-            self.within_context(max(p + n for p, n in zip(past, counted, strict=True)))
-            if cache is not None:
-                cache.require(counted)
-            step = EvenStep(self.rope, tokens, cache, counted)
-        x = self.embed_tokens(tokens)
+            even = cache if isinstance(cache, KVCache) else None
+            if even is not None:
+                even.require(counted)
+            step = EvenStep(self.rope, (rows, x.shape[1]), x.device, even, counted, adaptation)
         for layer in self.layers:
-            x = layer(x, step)
-        if isinstance(cache, PackedCache):
-            cache.advance()
-        elif cache is not None:
+            x = run(layer, x, step)
+        if packed is not None:
+            packed.advance()
+        elif isinstance(cache, KVCache):
             cache.advance(counted)
         if last:
             x = x[torch.arange(rows), torch.tensor(counted) - 1].unsqueeze(1)
+        elif front is not None:
+            x = front.take(x)
         if at is not None:
             x = x[:, at]
-        return self.lm_head(self.norm(x))  # type: ignore[no-any-return]
+        return self.norm(x)  # type: ignore[no-any-return]
 
     def within_context(self, longest: int) -> None:
         """Raises LlamaError when a row of so many tokens exceeds the context."""

@@ -1,0 +1,186 @@
+"""Training data about documents: questions with the passages that retrieval gives, in the prompt that will be asked."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.documents import Document
+
+from app.errors import AppError
+from app.evaluate.metrics import holds
+from app.evaluate.questions import Dataset, read_squad
+from app.lines import read_lines
+from app.prompt import REFUSAL, language_of, messages_for
+from finetune.config import DataSpec
+from finetune.data.grounded import GroundedQuestion, grounded
+from finetune.data.samples import Faults, Sample
+from finetune.errors import FinetuneError
+from llama.chat import Message
+
+if TYPE_CHECKING:
+    from app.config import Settings
+    from app.evaluate.corpus import Corpus
+
+FOUND = 12  # passages looked at for each question
+
+
+class _Prompted:
+    """The application's prompt and refusal."""
+
+    def messages(self, question: str, passages: Sequence[Document]) -> list[Message]:
+        return messages_for(question, (), passages)
+
+    def refusal(self, question: str) -> str:
+        return REFUSAL[language_of(question)]
+
+
+class Retrieved(_Prompted):
+    """Passages as the retriever finds them in a knowledge base of the data set's own documents."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus, self._last = corpus, ("", list[Document]())
+        retriever = corpus.services.retriever("default", FOUND)
+        if retriever is None:
+            raise AppError("the data set's documents hold no text to retrieve from")
+        self._retriever = retriever
+
+    def _found(self, question: GroundedQuestion) -> list[Document]:
+        if self._last[0] != question.id:
+            self._last = (question.id, self._retriever.invoke(question.text))
+        return self._last[1]
+
+    def _is_gold(self, chunk: Document, question: GroundedQuestion) -> bool:
+        return question.paragraph in self._corpus.paragraphs_of(chunk) and _answers(chunk, question)
+
+    def gold(self, question: GroundedQuestion) -> Document | None:
+        for chunk in (*self._found(question), *self._chunks.get(question.group, ())):
+            if self._is_gold(chunk, question):
+                return chunk
+        return None
+
+    def others(self, question: GroundedQuestion, count: int) -> list[Document]:
+        return [chunk for chunk in self._found(question) if not _answers(chunk, question)][:count]
+
+    def rank(self, question: GroundedQuestion) -> int:
+        before = 0
+        for chunk in self._found(question):
+            if self._is_gold(chunk, question):
+                return before
+            before += not _answers(chunk, question)
+        return before
+
+    @cached_property
+    def _chunks(self) -> dict[str, list[Document]]:
+        """The chunks of every document."""
+        services = self._corpus.services
+        store = services.store("default")
+        rows = services.ingestor.manifest.files("default")
+        return {source: store.chunks_of(row.doc_id) for source, row in rows.items() if row.doc_id}
+
+
+class Neighbours(_Prompted):
+    """Whole paragraphs, and as distractors others of the same document; no index is built."""
+
+    def __init__(self, paragraphs: dict[str, tuple[str, str]], seed: int) -> None:
+        """paragraphs: id -> (its document, its text)."""
+        self._paragraphs, self._seed = paragraphs, seed
+
+    def _document(self, id_: str) -> Document:
+        source, text = self._paragraphs[id_]
+        return Document(text, metadata={"source": source})
+
+    def gold(self, question: GroundedQuestion) -> Document | None:
+        return self._document(question.paragraph) if question.paragraph in self._paragraphs else None
+
+    def others(self, question: GroundedQuestion, count: int) -> list[Document]:
+        draw = random.Random(f"{self._seed}/{question.id}")
+        same = [id_ for id_, (source, _) in self._paragraphs.items() if source == question.group]
+        draw.shuffle(same)
+        chunks = (self._document(id_) for id_ in same if id_ != question.paragraph)
+        return [chunk for chunk in chunks if not _answers(chunk, question)][:count]
+
+    def rank(self, question: GroundedQuestion) -> int:
+        return 0
+
+
+def _answers(chunk: Document, question: GroundedQuestion) -> bool:
+    return any(holds(chunk.page_content, answer) for answer in question.answers)
+
+
+def squad_reader(settings: Settings) -> Any:
+    """A reader for `finetune` of SQuAD files: articles become a throw-away knowledge base, as in evaluation."""
+
+    def read(path: Path, spec: DataSpec, seed: int, faults: Faults) -> list[Sample]:
+        from app.evaluate import corpus
+        from app.progress import ingest_bar
+
+        dataset = _chosen(read_squad(path), spec)
+        faults.lines += dataset.faults
+        if spec.retrieve:
+            with ingest_bar() as show:
+                grounding: Any = Retrieved(corpus.of_articles(dataset.articles, settings, show))
+        else:
+            paragraphs = {id_: (a.name, text) for a in dataset.articles for id_, text in a.paragraphs}
+            grounding = Neighbours(paragraphs, seed)
+        questions = [
+            GroundedQuestion(g.id, g.question, g.answers, g.source or "", f"{path}:{g.line}", g.paragraph)
+            for g in dataset.questions
+        ]
+        if spec.num_samples is not None and spec.num_samples < len(questions):
+            questions = random.Random(seed).sample(questions, spec.num_samples)  # before any is retrieved for
+        return list(grounded(questions, grounding, spec.distractors, spec.unanswerable, seed))
+
+    return read
+
+
+def _chosen(dataset: Dataset, spec: DataSpec) -> Dataset:
+    """Only the articles that the table asks for, "3:17" of them in their order. Raises FinetuneError."""
+    if not spec.articles:
+        return dataset
+    try:
+        start, end = (int(each) if each else None for each in spec.articles.split(":"))
+    except ValueError as error:
+        raise FinetuneError(f'articles is "{spec.articles}"; write it as "0:17", from and up to') from error
+    articles = dataset.articles[start:end]
+    names = {article.name for article in articles}
+    if not names:
+        raise FinetuneError(f'articles "{spec.articles}" leaves none of the {len(dataset.articles)} articles')
+    return replace(dataset, articles=articles, questions=[q for q in dataset.questions if q.source in names])
+
+
+def reviewed_reader(settings: Settings) -> Any:
+    """A reader of what `finetune make-data` wrote: lines of question, answers, source and passage."""
+
+    def read(path: Path, spec: DataSpec, seed: int, faults: Faults) -> list[Sample]:
+        if not path.is_file():
+            raise FinetuneError(f"there is no data file {path}; paths count from where you are")
+        questions, paragraphs = [], {}
+        for number, line in read_lines(path):
+            origin = f"{path}:{number}"
+            try:
+                row = json.loads(line)
+                id_, source, text = f"{number}", str(row["source"]), str(row["passage"])
+                answers = tuple(str(each) for each in row["answers"] if str(each).strip())
+                asked = str(row["question"]).strip()
+            except (ValueError, KeyError, TypeError):
+                faults.add(origin, "no question, answers, source and passage")
+                continue
+            if not asked or not answers:
+                faults.add(origin, "the question or the answer is empty")
+                continue
+            paragraphs[id_] = (source, text)
+            questions.append(GroundedQuestion(id_, asked, answers, source, origin, id_))
+        return list(grounded(questions, Neighbours(paragraphs, seed), spec.distractors, spec.unanswerable, seed))
+
+    return read
+
+
+def readers(settings: Settings) -> dict[str, Any]:
+    """Data formats of the application, for `finetune`."""
+    return {"squad": squad_reader(settings), "questions": reviewed_reader(settings)}

@@ -1,0 +1,102 @@
+"""Checkpoints that are there whole or not at all, and known to be so."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from finetune.errors import FinetuneError
+
+TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "sha256.json"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Puts what hinders writing into one line."""
+    try:
+        yield
+    except OSError as error:
+        why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        raise FinetuneError(
+            f"{path} cannot be written: {why}; make room and start again, the run goes on from its last checkpoint"
+        ) from error
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file and has it on the disk when it returns."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """A folder with these files in place of whatever is there; it appears in one step. Raises FinetuneError."""
+    part = target.with_name(f".{target.name}.part")
+    with writing(target):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            for name, data in files.items():
+                write_whole(part / name, data)
+            old = target.with_name(f".{target.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if target.exists():
+                target.rename(old)
+            part.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
+class Checkpoints:
+    """The checkpoints of one run in its folder, the newest `keep` of them."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self._keep = folder, keep
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+        """Writes the checkpoint of a step. Raises FinetuneError where it cannot be."""
+        files = {TENSORS: save(dict(tensors)), STATE: json.dumps(state).encode()}
+        sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        target = self.folder / f"step-{step:07d}"
+        replace_folder(target, {**files, SUMS: json.dumps(sums).encode()})
+        for old in self._all()[: -self._keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def latest(self, tell: Any = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest that is whole; `tell` is given a line about each that is not. None where there is none."""
+        for folder in reversed(self._all()):
+            found = _read(folder)
+            if found is not None:
+                return found
+            if tell is not None:
+                tell(f"checkpoint {folder.name} is damaged or was cut short; the one before it is used")
+        return None
+
+    def _all(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    try:
+        sums = json.loads((folder / SUMS).read_bytes())
+        data = {name: (folder / name).read_bytes() for name in (TENSORS, STATE)}
+        if any(hashlib.sha256(each).hexdigest() != sums.get(name) for name, each in data.items()):
+            return None
+        return load(data[TENSORS]), json.loads(data[STATE])
+    except (OSError, ValueError, AttributeError, SafetensorError):
+        return None

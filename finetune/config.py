@@ -1,0 +1,167 @@
+"""A training run as a TOML file describes it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from finetune.adapters import method
+from finetune.adapters.base import Options
+from finetune.errors import FinetuneError, nearest
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+class DataSpec(Options):
+    """A [[data]] table: one file and how it is read. The last four keys are for questions with their paragraphs."""
+
+    file: str = Field(min_length=1)
+    format: str = Field(description="alpaca, sharegpt, messages, text, dataset_info or squad")
+    dataset: str = Field("", description="which of a dataset_info.json")
+    num_samples: int | None = Field(None, ge=1, description="only so many, drawn by the seed")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="what columns are called, by dataset_info's names"
+    )
+    distractors: int = Field(3, ge=0, description="squad: at most so many passages beside the one that answers")
+    unanswerable: float = Field(0.15, ge=0, le=1, description="squad: share asked without the passage that answers")
+    retrieve: bool = Field(True, description="squad: distractors are what the retriever finds, else neighbours")
+    articles: str = Field("", description='squad: only these, as "0:17" of the articles in their order')
+
+
+class Loop(Options):
+    """The [train] table."""
+
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1, description="ends the run, whatever epochs says")
+    batch_size: int = Field(8, ge=1, description="examples (or packs) of one optimizer step, over all processes")
+    micro_batch_tokens: int = Field(2048, ge=1, description="tokens computed at once; lower it to save memory")
+    learning_rate: float = Field(3e-4, gt=0)
+    warmup_ratio: float = Field(0.03, ge=0, le=1, description="share of the steps in which the rate rises")
+    weight_decay: float = Field(0.1, ge=0, description="of matrices; vectors have none")
+    max_grad_norm: float = Field(1.0, gt=0)
+    cutoff_len: int = Field(2048, ge=2, description="longest example, in tokens")
+    template: Literal["chat", "alpaca"] = "chat"
+    train_on_prompt: bool = False
+    mask_history: bool = False
+    packing: bool = Field(False, description="examples are joined to packs of cutoff_len tokens; none sees another")
+    val_size: float = Field(0.1, ge=0, description="share of the documents kept for validation, or their number")
+    eval_steps: int = Field(20, ge=1)
+    patience: int = Field(5, ge=1, description="validations without a better one until the run ends")
+    save_steps: int = Field(20, ge=1)
+    save_total_limit: int = Field(2, ge=2, description="checkpoints kept; two, so that one may be damaged")
+    gradient_checkpointing: bool = False
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = Field(0, ge=0)
+    distributed: Literal["none", "ddp", "fsdp"] = Field("none", description="how processes of torchrun share the work")
+
+
+class Config(Options):
+    """A whole run. `method` holds the method's name and its own options."""
+
+    name: str = Field(min_length=1, pattern=r"^[\w][\w.-]*$", description="of the adapter; its folder is called so")
+    model: str = Field("", description="base model; that of the settings by default")
+    stage: Literal["sft", "pretrain"] = "sft"
+    method: dict[str, Any]
+    data: tuple[DataSpec, ...] = Field(min_length=1)
+    train: Loop = Field(default_factory=lambda: Loop.model_validate({}))
+    store_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if "name" not in given:
+            raise FinetuneError("the table [method] has no name")
+        options_of(given)
+        return given
+
+    @property
+    def method_name(self) -> str:
+        return str(self.method["name"])
+
+    @property
+    def options(self) -> Options:
+        return options_of(self.method)
+
+
+def options_of(given: dict[str, Any]) -> Options:
+    """A method's own options from its table. Raises FinetuneError."""
+    rest = {key: value for key, value in given.items() if key != "name"}
+    found: Options = checked(method(str(given["name"])).options, rest, "[method]")
+    return found
+
+
+def checked(kind: type[Any], values: dict[str, Any], where: str) -> Any:
+    """The model of these values. Raises FinetuneError with the key, where it stands and what it may be."""
+    _keys(kind, values, where)
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        what = "is missing" if first["type"] == "missing" else f"is {first['input']!r}: {first['msg'].lower()}"
+        raise FinetuneError(f"'{place}' in {where} {what}") from error
+
+
+def _keys(kind: type[Any], values: dict[str, Any], where: str) -> None:
+    fields = kind.model_fields
+    for key, value in values.items():
+        if key not in fields:
+            raise FinetuneError(f"unknown key '{key}' in {where}; did you mean '{nearest(key, fields)}'?" if fields else
+                                f"unknown key '{key}' in {where}, which takes none")  # fmt: skip
+        for inner in _models(fields[key].annotation):
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, dict):
+                    _keys(inner, each, f"[{key}] of {where}")
+
+
+def _models(annotation: Any) -> list[type[Any]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in getattr(annotation, "__args__", ()) for found in _models(part)]
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets "train.epochs" or "data.0.file"."""
+    table: Any = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        if isinstance(table, list) and parent.isdecimal() and int(parent) < len(table):
+            table = table[int(parent)]
+        elif isinstance(table, dict):
+            table = table.setdefault(parent, {})
+        else:
+            raise FinetuneError(f"there is no '{key}' to change")
+    if not isinstance(table, dict):
+        raise FinetuneError(f"there is no '{key}' to change")
+    table[last] = value
+
+
+def shipped() -> dict[str, Path]:
+    """The configurations that come with the package, by name."""
+    return {path.stem: path for path in sorted(CONFIGS.glob("*.toml"))}
+
+
+def load_config(given: str, changes: dict[str, Any] | None = None) -> Config:
+    """A file's configuration, or a shipped one's by its name. `changes`: {"train.epochs": 2} over what it says.
+
+    Raises FinetuneError.
+    """
+    path = Path(given)
+    if not path.is_file():
+        known = shipped()
+        if given not in known:
+            raise FinetuneError(
+                f"there is no file {given} and no configuration of that name; did you mean '{nearest(given, known)}'?"
+            )
+        path = known[given]
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise FinetuneError(f"{path} cannot be read as TOML: {error}") from error
+    for key, value in (changes or {}).items():
+        _set(values, key, value)
+    found: Config = checked(Config, values, str(path))
+    return found

@@ -1,0 +1,1 @@
+"""Training data: files of many forms to token ids and masks of what is learned."""

@@ -1,0 +1,68 @@
+"""LLaMA-Factory's dataset_info.json: datasets by name, with their files, forms and columns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.data.readers import Layout
+from finetune.data.samples import text_of
+from finetune.errors import FinetuneError, nearest
+
+KNOWN = {"file_name", "formatting", "ranking", "subset", "split", "num_samples", "columns", "tags"}
+COLUMNS = {"prompt", "query", "response", "history", "messages", "system"}
+TAGS = {"role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A dataset as the file describes it: where it lies, the reader's name, and what its columns are called."""
+
+    path: Path
+    form: str
+    layout: Layout
+    num_samples: int | None
+
+
+def entry(path: Path, name: str) -> Entry:
+    """The dataset of that name. Raises FinetuneError for an unknown name, and for what cannot be trained on here."""
+    try:
+        known = json.loads(text_of(path))
+    except (ValueError, RecursionError) as error:
+        raise FinetuneError(f"{path} is not JSON ({error})") from error
+    if not isinstance(known, dict) or not known:
+        raise FinetuneError(f"{path} is not an object of datasets by name")
+    if name not in known:
+        raise FinetuneError(f"{path} has no dataset '{name}'; did you mean '{nearest(name, known)}'?")
+    given = known[name]
+    if not isinstance(given, dict) or not isinstance(given.get("file_name"), str):
+        raise FinetuneError(f"dataset '{name}' of {path} has no 'file_name'; only files are read, nothing is fetched")
+    for key in given:
+        if key not in KNOWN:
+            raise FinetuneError(f"dataset '{name}' of {path}: unknown '{key}'; did you mean '{nearest(key, KNOWN)}'?")
+    if given.get("ranking"):
+        raise FinetuneError(f"dataset '{name}' of {path} ranks answers, and there is no training from preferences here")
+    for what, allowed in (("columns", COLUMNS), ("tags", TAGS)):
+        if surplus := given.get(what, {}).keys() - allowed:
+            raise FinetuneError(
+                f"dataset '{name}' of {path}: '{min(surplus)}' in {what} is not used here; there are "
+                f"{', '.join(sorted(allowed))}"
+            )
+    count = given.get("num_samples")
+    return Entry(
+        path.parent / given["file_name"],
+        _form(given),
+        Layout(given.get("columns", {}), given.get("tags", {})),
+        count if isinstance(count, int) else None,
+    )
+
+
+def _form(given: dict[str, Any]) -> str:
+    form = given.get("formatting", "alpaca")
+    if form not in ("alpaca", "sharegpt"):
+        raise FinetuneError(f"formatting is '{form}'; there are alpaca and sharegpt")
+    if form == "alpaca" and "prompt" in given.get("columns", {}) and "response" not in given["columns"]:
+        return "text"  # how the file marks text to go on training with
+    return str(form)

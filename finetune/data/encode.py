@@ -1,0 +1,124 @@
+"""Samples to token ids with a mask of what is learned, in the very form that serving gives the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from finetune.data.samples import Example, Faults, Sample
+from finetune.errors import FinetuneError
+from llama.chat import ChatTemplate, Message
+from llama.errors import LlamaError
+from llama.tokenizer import Tokenizer
+
+# Taori et al. 2023: the two prompts of Stanford Alpaca, for models without a chat template.
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+
+
+class Encoder:
+    """Turns samples into examples of at most `cutoff_len` tokens; what is longer is told and left out, never cut.
+
+    train_on_prompt: what was asked is learned too. mask_history: only the last answer of a conversation is learned.
+    Plain text is cut into pieces of `cutoff_len` tokens, all of which are learned.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        cutoff_len: int,
+        form: Literal["chat", "alpaca"] = "chat",
+        train_on_prompt: bool = False,
+        mask_history: bool = False,
+    ) -> None:
+        if form == "chat" and template is None:
+            raise FinetuneError('the model has no chat template; set template = "alpaca", or choose a chat model')
+        if not tokenizer.eos_ids:
+            raise FinetuneError("the model's vocabulary has no end of text, so no answer could ever stop")
+        self.tokenizer, self.template, self.cutoff_len, self.form = tokenizer, template, cutoff_len, form
+        self.train_on_prompt, self.mask_history = train_on_prompt, mask_history
+        self.too_long: list[tuple[str, int]] = []  # origins and tokens of what did not fit
+
+    def __call__(self, samples: Sequence[Sample], faults: Faults) -> Iterator[Example]:
+        for sample in samples:
+            try:
+                yield from self._text(sample) if sample.text else self._conversation(sample)
+            except (FinetuneError, LlamaError) as error:
+                faults.add(sample.origin, str(error))
+
+    def _conversation(self, sample: Sample) -> Iterator[Example]:
+        ids, learned = (self._chat if self.form == "chat" else self._alpaca)(sample.messages)
+        if len(ids) > self.cutoff_len:
+            self.too_long.append((sample.origin, len(ids)))
+            raise FinetuneError(f"it takes {len(ids)} tokens, and cutoff_len is {self.cutoff_len}")
+        if not any(learned[1:]):
+            raise FinetuneError("no token of it would be learned")
+        if self.train_on_prompt:
+            learned = [True] * len(ids)
+        yield Example(tuple(ids), tuple(learned), sample.group, sample.origin)
+
+    def _chat(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """Ids by the model's template. What is learned is found by rendering prefixes: no template has to mark it."""
+        assert self.template is not None
+        # A space before an answer would be learned as its first token, or melt into the prompt's last.
+        turns: list[Message] = [
+            {**m, "content": m["content"].strip()} if m["role"] == "assistant" else m for m in messages
+        ]
+        ids = self.template.encode(turns, add_generation_prompt=False)
+        learned = [False] * len(ids)
+        answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+        for i in answers[-1:] if self.mask_history else answers:
+            before = self.template.encode(turns[:i], add_generation_prompt=True)
+            after = self.template.encode(turns[: i + 1], add_generation_prompt=False)
+            if ids[: len(before)] != before or len(after) <= len(before) or ids[: len(after)] != after:
+                if i != len(turns) - 1 or not self._goes_on(turns):
+                    raise FinetuneError("the chat template does not render its turns one after another")
+                # The prompt's last characters melt into the answer's first token, which serving cannot have.
+                answer = [*self.tokenizer.encode(turns[i]["content"], first=False), min(self.tokenizer.eos_ids)]
+                earlier = [k < len(learned) and learned[k] for k in range(len(before))]
+                return [*before, *answer], [*earlier, *(True for _ in answer)]
+            stop = next((k + 1 for k in range(len(before), len(after)) if ids[k] in self.tokenizer.eos_ids), None)
+            if stop is None:
+                # The template leaves the end to the model: it has to be learned all the same.
+                if i != len(turns) - 1:
+                    raise FinetuneError("the chat template ends no turn, so only a single one can be learned")
+                ids, stop = [*ids, min(self.tokenizer.eos_ids)], len(ids) + 1
+                learned.append(False)
+            learned[len(before) : stop] = [True] * (stop - len(before))
+        last = max(k for k, is_learned in enumerate(learned) if is_learned) + 1
+        return ids[:last], learned[:last]  # what the template writes behind the end is nobody's to say
+
+    def _goes_on(self, turns: Sequence[Message]) -> bool:
+        """Whether the last answer stands behind what serving renders, as text."""
+        assert self.template is not None
+        asked = self.template.render(turns[:-1], add_generation_prompt=True)
+        return self.template.render(turns, add_generation_prompt=False).startswith(asked + turns[-1]["content"])
+
+    def _alpaca(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        asked = [m["content"] for m in messages if m["role"] == "user"]
+        if len(asked) != 1 or messages[-1]["role"] != "assistant":
+            raise FinetuneError("the Alpaca prompt takes one question and one answer")
+        instruction, _, given = asked[0].partition("\n")
+        form = ALPACA_WITH_INPUT if given else ALPACA
+        prompt = self.tokenizer.encode(form.format(instruction=instruction, input=given))
+        bos = [self.tokenizer.bos_id] * (self.tokenizer.add_bos and self.tokenizer.bos_id is not None)
+        front = [*(b for b in bos if b is not None), *prompt]
+        answer = [*self.tokenizer.encode(messages[-1]["content"].strip(), first=False), min(self.tokenizer.eos_ids)]
+        return [*front, *answer], [False] * len(front) + [True] * len(answer)
+
+    def _text(self, sample: Sample) -> Iterator[Example]:
+        bos = self.tokenizer.bos_id
+        front = [bos] if self.tokenizer.add_bos and bos is not None else []
+        ids = [*front, *self.tokenizer.encode(sample.text), min(self.tokenizer.eos_ids)]
+        for start in range(0, len(ids), self.cutoff_len):
+            piece = ids[start : start + self.cutoff_len]
+            if len(piece) > 1:
+                yield Example(tuple(piece), (True,) * len(piece), sample.group, sample.origin)

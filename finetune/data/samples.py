@@ -1,0 +1,62 @@
+"""What readers give, and what the trainer takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune.errors import FinetuneError
+from llama.chat import Message
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation, or a plain text. `group` is the document that it is about: validation is split by it."""
+
+    messages: tuple[Message, ...] = ()
+    text: str = ""
+    group: str = ""
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids, and which of them the loss counts. An id is counted as the prediction of the one before it."""
+
+    ids: tuple[int, ...]
+    learned: tuple[bool, ...]
+    group: str
+    origin: str
+
+    @property
+    def supervised(self) -> int:
+        return sum(self.learned[1:])
+
+
+@dataclass
+class Faults:
+    """What is wrong with single samples, a line each; they are left out and the rest is used."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, origin: str, what: str) -> None:
+        self.lines.append(f"{origin}: {what}; it is left out")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.lines)
+
+
+def text_of(path: Path) -> str:
+    """A data file's text. Raises FinetuneError for one that is absent, empty or not UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise FinetuneError(f"there is no data file {path}; paths count from where you are") from error
+    except UnicodeDecodeError as error:
+        raise FinetuneError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise FinetuneError(f"{path} cannot be read ({error.strerror})") from error
+    if not text.strip():
+        raise FinetuneError(f"{path} is empty; give a file with samples")
+    return text

@@ -1,0 +1,173 @@
+"""Adapters on disk: PEFT's two files where that form can say it, and paddock.json with what has to travel along."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from finetune.adapters import METHODS, method
+from finetune.adapters.base import Adapter, Method
+from finetune.checkpoints import replace_folder
+from finetune.config import options_of
+from finetune.errors import FinetuneError
+from llama.config import ModelConfig
+from llama.model import Transformer
+
+CONFIG, TENSORS, OURS = "adapter_config.json", "adapter_model.safetensors", "paddock.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that an adapter belongs to: names for people, hashes for comparing."""
+
+    model: str
+    model_hash: str
+    tokenizer_hash: str
+    chat_template: str | None
+
+
+@dataclass(frozen=True)
+class Card:
+    """What paddock.json holds. `base` is None for an adapter that came from elsewhere and does not say."""
+
+    method: str
+    options: dict[str, Any]
+    base: Base | None
+    peft: bool  # whether the tensors have PEFT's names
+    notes: dict[str, Any] = field(default_factory=dict)  # data, figures and time of the training
+
+
+def save_adapter(
+    folder: Path,
+    name: str,
+    adapter: Adapter,
+    model: Transformer,
+    base: Base,
+    dtype: torch.dtype = torch.float32,
+    notes: Mapping[str, Any] | None = None,
+) -> Card:
+    """Writes an adapter's folder; it appears whole or not at all. name: the method's. Raises FinetuneError."""
+    made, options = METHODS[name], adapter.options
+    stored = {n: t.detach().to("cpu", dtype).contiguous() for n, t in adapter.stored(model).items()}
+    described: dict[str, Any] = {"peft_type": None}
+    as_peft = False
+    if made.peft is not None:
+        try:
+            keys, stored = made.peft.write(options, model.config, stored)
+        except FinetuneError:
+            pass  # that form cannot say it, ours can
+        else:
+            as_peft = True
+            described = {
+                "peft_type": made.peft.kind,
+                "task_type": "CAUSAL_LM",
+                "base_model_name_or_path": base.model,
+                "revision": None,
+                "inference_mode": True,
+                **keys,
+            }
+    card = Card(name, options.model_dump(mode="json"), base, as_peft, dict(notes or {}))
+    tensors = {n: t.contiguous().clone() for n, t in stored.items()}
+    files = {
+        TENSORS: save(tensors, {"format": "pt"}),
+        OURS: json.dumps({"format": FORMAT, **asdict(card)}, ensure_ascii=False, indent=1).encode(),
+    }
+    if as_peft:
+        files[CONFIG] = json.dumps(described, indent=1).encode()
+    replace_folder(folder, files)
+    return card
+
+
+def peft_folder(folder: Path, source: Path, config: ModelConfig) -> None:
+    """Writes an adapter in PEFT's form alone. Raises FinetuneError where that form cannot say it."""
+    card = read_card(source)
+    made = method(card.method)
+    if not card.peft:
+        if made.peft is None:
+            raise FinetuneError(f"PEFT has no form for {card.method}; merge it, or keep it as it is")
+        made.peft.write(_options(made, card), config, _tensors(source))  # says why not
+    replace_folder(folder, {name: (source / name).read_bytes() for name in (CONFIG, TENSORS)})
+
+
+def read_card(folder: Path) -> Card:
+    """What is known of an adapter without its tensors. Raises FinetuneError for a folder that holds none."""
+    if not folder.is_dir():
+        raise FinetuneError(f"there is no adapter {folder}; see `paddock finetune list`")
+    try:
+        if (folder / OURS).is_file():
+            given = json.loads((folder / OURS).read_text("utf-8"))
+            if given.get("format") != FORMAT:
+                raise FinetuneError(f"{folder.name} is of format {given.get('format')!r}; this version reads {FORMAT}")
+            base = Base(**given["base"]) if given["base"] else None
+            return Card(given["method"], given["options"], base, given["peft"], given.get("notes", {}))
+        given = json.loads((folder / CONFIG).read_text("utf-8"))
+        kind = given.get("peft_type")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FinetuneError(f"{folder.name} is no adapter that can be read ({error})") from error
+    known = {made.peft.kind: name for name, made in reversed(METHODS.items()) if made.peft is not None}
+    if kind not in known:
+        raise FinetuneError(f"{folder.name} is of PEFT's kind {kind!r}; known are {', '.join(known)}")
+    return Card(known[kind], {}, None, True, {})
+
+
+def require_base(name: str, card: Card, base: Base) -> None:
+    """Raises FinetuneError when the adapter was made for another model or vocabulary than `base`."""
+    made_for = card.base
+    if made_for is None:
+        return
+    for what, ours, theirs in (
+        ("vocabulary", base.tokenizer_hash, made_for.tokenizer_hash),
+        ("model", base.model_hash, made_for.model_hash),
+    ):
+        if ours != theirs:
+            raise FinetuneError(
+                f"adapter '{name}' was made for {made_for.model}, and {base.model} has another {what} "
+                f"({ours[:12]}, not {theirs[:12]}); load that model, or train the adapter anew for this one"
+            )
+
+
+def load_adapter(folder: Path, model: Transformer, base: Base | None = None) -> tuple[Transformer, Adapter, Card]:
+    """(the model to run, the adapter for its forwards, what is known of it). Raises FinetuneError.
+
+    base: what `model` is; an adapter that was made for another one is refused by name.
+    """
+    card = read_card(folder)
+    if base is not None:
+        require_base(folder.name, card, base)
+    made, tensors, config = method(card.method), _tensors(folder), model.config
+    try:
+        if card.peft:
+            assert made.peft is not None
+            options, tensors = made.peft.read(json.loads((folder / CONFIG).read_text("utf-8")), config, tensors)
+            given = options_of({"name": made.name, **card.options, **options})
+        else:
+            given = _options(made, card)
+        adapter = made.make(config, given)
+        entered = adapter.enter(model)
+        adapter.to(model.norm.weight.device)
+        adapter.restore(entered, {n: t.to(torch.float32) for n, t in tensors.items()})
+    except (FinetuneError, OSError, ValueError, KeyError) as error:
+        raise FinetuneError(f"adapter '{folder.name}' cannot be used: {error}") from error
+    return entered, adapter.eval().requires_grad_(False), card
+
+
+def _options(made: Method, card: Card) -> Any:
+    return options_of({"name": made.name, **card.options})
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    try:
+        return load((folder / TENSORS).read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise FinetuneError(
+            f"{folder.name}/{TENSORS} is missing or damaged ({error}); copy the adapter again"
+        ) from error

@@ -1,0 +1,64 @@
+"""What a run tells: a JSON line a step, TensorBoard, and whoever listens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from finetune.checkpoints import writing
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+class Log:
+    """Records of a run, in log.jsonl and for TensorBoard in the same folder. Each has a `step`, from 1."""
+
+    def __init__(self, folder: Path, listen: Listener, after: int = 0) -> None:
+        """after: the step that the run goes on behind; what an interrupted run wrote of later ones is dropped."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path, self._listen = folder / "log.jsonl", listen
+        kept = [row for row in read_log(folder) if row["step"] <= after]
+        with writing(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            self._file = self._path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1 if after else None)
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        with writing(self._path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        for name, value in record.items():
+            if name != "step" and isinstance(value, float):
+                self._board.add_scalar(name, value, record["step"])
+        self._listen(record)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+class Silent:
+    """What processes but the first write to."""
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run so far; a line that was cut off is left out."""
+    path, found = folder / "log.jsonl", []
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            found.append(row)
+    return found

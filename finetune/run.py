@@ -1,0 +1,193 @@
+"""A configured run from its data to the adapter's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from finetune.adapters import method
+from finetune.config import Config, DataSpec
+from finetune.data import dataset_info
+from finetune.data.encode import Encoder
+from finetune.data.quality import Quality, quality
+from finetune.data.readers import READERS, Layout
+from finetune.data.samples import Example, Faults, Sample
+from finetune.errors import FinetuneError, nearest
+from finetune.folder import Base, save_adapter
+from finetune.learner import Learner
+from finetune.log import Listener
+from finetune.plan import split
+from finetune.trainer import State, Trainer
+from finetune.world import Alone
+from llama.chat import ChatTemplate
+from llama.checkpoint import Checkpoint, load_transformer
+from llama.engine import choose_device, fast_bfloat16
+from llama.identity import model_hash, tokenizer_hash
+from llama.tokenizer import Tokenizer
+
+# Readers that need more than the file: the application has those of questions with their passages.
+Extra = Mapping[str, Callable[[Path, DataSpec, int, Faults], Sequence[Sample]]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains on, and what it is like."""
+
+    training: list[Example]
+    validation: list[Example]
+    quality: Quality
+    faults: Faults
+
+
+def read_samples(config: Config, extra: Extra, faults: Faults) -> list[Sample]:
+    """The samples of all [[data]] tables. Raises FinetuneError for a file or form that cannot be used at all."""
+    found: list[Sample] = []
+    for spec in config.data:
+        form, path, layout, count = spec.format, Path(spec.file).expanduser(), Layout(spec.columns), spec.num_samples
+        if form == "dataset_info":
+            entry = dataset_info.entry(path, spec.dataset)
+            form, path, layout, count = entry.form, entry.path, entry.layout, count or entry.num_samples
+        if form in extra:
+            samples = list(extra[form](path, spec, config.train.seed, faults))
+        elif form in READERS:
+            samples = list(READERS[form](path, layout, faults))
+        else:
+            known = [*READERS, *extra, "dataset_info"]
+            raise FinetuneError(
+                f"there is no data format '{form}'; did you mean '{nearest(form, known)}'? There are: "
+                f"{', '.join(known)}"
+            )
+        if not samples:
+            why = f" ({faults.lines[-1]})" if faults.lines else ""
+            raise FinetuneError(f"{path} holds no sample that can be used as {form}{why}")
+        if count is not None and count < len(samples):
+            kept = sorted(random.Random(config.train.seed).sample(range(len(samples)), count))
+            samples = [samples[i] for i in kept]
+        found += samples
+    return found
+
+
+def prepare(config: Config, tokenizer: Tokenizer, template: ChatTemplate | None, extra: Extra) -> Prepared:
+    """Reads and encodes the data and splits it by document. Raises FinetuneError."""
+    loop, faults = config.train, Faults()
+    samples = read_samples(config, extra, faults)
+    wrong = [s for s in samples if bool(s.text) != (config.stage == "pretrain")]
+    if wrong:
+        what = "conversations" if config.stage == "pretrain" else "plain text"
+        other = "sft" if config.stage == "pretrain" else "pretrain"
+        raise FinetuneError(f'{wrong[0].origin} holds {what}, which stage = "{other}" trains on')
+    form = "alpaca" if config.stage == "pretrain" else loop.template
+    encoder = Encoder(tokenizer, template, loop.cutoff_len, form, loop.train_on_prompt, loop.mask_history)
+    # The same conversation twice would be in training and in validation.
+    unique = list({(s.messages and json.dumps(s.messages)) or s.text: s for s in samples}.values())
+    examples = list(encoder(unique, faults))
+    report = quality(samples, examples, faults, len(encoder.too_long))
+    training, validation = split(examples, loop.val_size, loop.seed)
+    return Prepared(training, validation, report, faults)
+
+
+def shown(example: Example, tokenizer: Tokenizer) -> str:
+    """An example as text, what is learned of it between ⟦ and ⟧."""
+    parts: list[str] = []
+    start = 0
+    for k in range(1, len(example.ids) + 1):
+        if k == len(example.ids) or example.learned[k] != example.learned[start]:
+            text = tokenizer.decode(example.ids[start:k])
+            parts.append(f"⟦{text}⟧" if example.learned[start] else text)
+            start = k
+    return "".join(parts)
+
+
+def base_of(checkpoint: Checkpoint, cache: Path | None) -> Base:
+    """What a checkpoint is, for an adapter to know its base again."""
+    tokens = tokenizer_hash(checkpoint.tokenizer())
+    return Base(checkpoint.path.name, model_hash(checkpoint.path, cache), tokens, checkpoint.chat_template)
+
+
+def identity(config: Config, base: Base, prepared: Prepared) -> str:
+    """Hash of all that a run's numbers depend on."""
+    digest = hashlib.sha256(config.model_dump_json().encode() + base.model_hash.encode())
+    for each in (*prepared.training, *prepared.validation):
+        digest.update(repr((each.ids, each.learned)).encode())
+    return digest.hexdigest()
+
+
+def build(config: Config, checkpoint: Checkpoint, tokenizer: Tokenizer, device: str) -> Learner:
+    """The model with a fresh adapter, what trains in fp32 and the rest in the dtype that is computed in."""
+    place = choose_device(device)
+    name = config.train.dtype
+    dtype = getattr(torch, name) if name != "auto" else torch.bfloat16 if fast_bfloat16(place) else torch.float32
+    torch.manual_seed(config.train.seed)
+    model = load_transformer(checkpoint, torch.float32, str(place))
+    adapter = method(config.method_name).make(model.config, config.options)
+    model = adapter.enter(model)
+    adapter.to(place)
+    adapter.begin(model, tokenizer.encode)
+    if dtype != torch.float32:
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+    return Learner(model, adapter, dtype, config.train.gradient_checkpointing)
+
+
+def train(
+    config: Config,
+    checkpoint: Checkpoint,
+    prepared: Prepared,
+    runs: Path,
+    adapters: Path,
+    device: str = "auto",
+    cache: Path | None = None,
+    resume: bool = False,
+    listen: Listener = lambda record: None,
+    tell: Callable[[str], None] = lambda line: None,
+    world: Alone | None = None,
+) -> tuple[Path, State]:
+    """Trains, and writes the adapter with the values that validated best. Returns its folder and how the run ended.
+
+    runs, adapters: folders in which the run's and the adapter's own are made, by the configuration's name.
+    """
+    world, tokenizer = world or Alone(), checkpoint.tokenizer()
+    learner, base = build(config, checkpoint, tokenizer, device), base_of(checkpoint, cache)
+    folder = runs / config.name
+    if not resume and world.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    world.wait()
+    trainer = Trainer(
+        learner,
+        prepared.training,
+        prepared.validation,
+        config.train,
+        folder,
+        identity(config, base, prepared),
+        listen,
+        tell,
+        world,
+        resume,
+    )
+    state = trainer.run()
+    notes = {
+        "configuration": config.model_dump(mode="json", exclude_none=True),
+        "quality": prepared.quality.to_json(),
+        "training_examples": len(prepared.training),
+        "validation_examples": len(prepared.validation),
+        "best_step": state.best_step,
+        "best_validation_loss": state.best_loss if prepared.validation else None,
+        "steps": state.step,
+        "seconds": round(state.seconds, 1),
+        "tokens": state.tokens,
+        "finished": time.strftime("%Y-%m-%d"),
+    }
+    target = adapters / config.name
+    world.save(lambda: save_adapter(
+        target, config.method_name, learner.adapter, learner.model, base, getattr(torch, config.store_dtype), notes
+    ), learner)  # fmt: skip
+    return target, state

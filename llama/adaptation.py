@@ -1,0 +1,93 @@
+"""The seams at which fine-tuning enters a forward: an argument of it, like the cache, and never state of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from llama.errors import LlamaError
+
+if TYPE_CHECKING:
+    from llama.model import Attention
+
+
+class Adaptation(nn.Module):
+    """What a method does inside one forward, seam by seam. This one does nothing, and is what a bare model runs with.
+
+    Shape letters as in `llama.model`. A method overrides the seams that it needs (`finetune/adapters`).
+    """
+
+    @property
+    def virtual(self) -> Tensor | None:
+        """Embeddings [n, D] of virtual tokens that stand before a sequence's first token, at positions 0 to n - 1."""
+        return None
+
+    @property
+    def prefix_length(self) -> int:
+        """Virtual keys and values in front of every sequence; the first real token is at this position."""
+        return 0
+
+    def prefix(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Those keys and values [G, n, E] of a layer, as if the rotary embedding had been applied."""
+        raise NotImplementedError(f"{type(self).__name__} has no prefix")
+
+    def project(self, layer: int, name: str, linear: nn.Module, x: Tensor) -> Tensor:
+        """One of a block's seven products, x [B, S, in] -> [B, S, out]. name: as `q_proj`."""
+        return linear(x)  # type: ignore[no-any-return]
+
+    def attended(self, attention: Attention, q: Tensor, out: Tensor) -> Tensor:
+        """What attention gave, out [B, H, S, E] for queries q [B, H, S, E], before the output projection."""
+        return out
+
+    def branch(self, layer: int, place: str, x: Tensor) -> Tensor:
+        """What attention or the feed-forward part adds to the residual, x [B, S, D]. place: `self_attn` or `mlp`."""
+        return x
+
+
+NONE = Adaptation()
+
+
+class Front:
+    """Virtual tokens put before each fresh sequence of a forward, and taken away behind the last layer."""
+
+    def __init__(self, virtual: Tensor, lengths: Sequence[int], fresh: Sequence[bool], counted: list[int]) -> None:
+        """lengths: of the sequences along a row; for a batch [B, S] of rows that are all fresh or all not, [S].
+
+        counted: for each sequence its tokens, the virtual ones among them.
+        """
+        self._virtual, self._lengths, self.counted = virtual, list(lengths), counted
+        self._added = [len(virtual) * new for new in fresh]
+
+    def put(self, x: Tensor) -> Tensor:
+        """Embeddings x [B, S, D] with the virtual ones between them."""
+        parts = []
+        for part, added in zip(torch.split(x, self._lengths, 1), self._added, strict=True):
+            parts += [self._virtual.to(x.dtype).expand(len(x), -1, -1)] * bool(added) + [part]
+        return torch.cat(parts, 1)
+
+    def take(self, x: Tensor) -> Tensor:
+        """Without them again."""
+        whole = [n + added for n, added in zip(self._lengths, self._added, strict=True)]
+        return torch.cat(
+            [part[:, added:] for part, added in zip(torch.split(x, whole, 1), self._added, strict=True)], 1
+        )
+
+
+def front_of(virtual: Tensor | None, past: Sequence[int], counted: Sequence[int], size: int | None) -> Front | None:
+    """What comes before the sequences of a forward; None without virtual tokens.
+
+    past: tokens of each sequence that a cache holds; counted: those that come. size: of a row, where every sequence has
+    one to itself; None where they stand behind each other in one. Raises LlamaError for rows of both kinds in a batch.
+    """
+    if virtual is None:
+        return None
+    fresh = [length == 0 for length in past]
+    whole = [n + len(virtual) * new for n, new in zip(counted, fresh, strict=True)]
+    if size is None:
+        return Front(virtual, counted, fresh, whole)
+    if any(fresh) != all(fresh):
+        raise LlamaError("rows that begin and rows that go on cannot share a batch where virtual tokens come first")
+    return Front(virtual, [size], fresh[:1], whole)

@@ -1,0 +1,178 @@
+"""`paddock finetune` from the command line, and training data about documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from langchain_core.documents import Document
+
+from app.answer import is_refusal
+from app.cli import main
+from app.config import Settings
+from app.grounded import readers
+from app.prompt import messages_for
+from finetune.config import DataSpec
+from finetune.data.samples import Faults, Sample
+
+FACTS = ["The key box has the code 4471.", "The herd is shorn in May.", "Snow closes the pass in October."]
+
+
+@pytest.fixture
+def squad(tmp_path: Path) -> Path:
+    """Three articles of three paragraphs with a question each, and one without an answer."""
+    articles = []
+    for a, place in enumerate(("Sable", "Heron", "Condor")):
+        paragraphs: list[Any] = []
+        for p, fact in enumerate(FACTS):
+            text = f"About {place}, part {p}. {fact.replace('4471', f'{a}{p}71')} It is so at {place} every year."
+            answer = {0: f"{a}{p}71", 1: "May", 2: "October"}[p]
+            asked = f"{('What is the code', 'When is the herd shorn', 'When does snow close the pass')[p]} at {place}?"
+            paragraphs.append({"context": text, "qas": [{"id": f"{a}{p}", "question": asked,
+                                                         "answers": [{"text": answer}]}]})  # fmt: skip
+        paragraphs[0]["qas"].append(
+            {"id": f"{a}x", "question": f"Who was king at {place}?", "answers": [], "is_impossible": True}
+        )
+        articles.append({"title": place, "paragraphs": paragraphs})
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps({"data": articles}))
+    return path
+
+
+def made(settings: Settings, path: Path, form: str = "squad", **spec: Any) -> list[Sample]:
+    return list(readers(settings)[form](path, DataSpec(file=str(path), format=form, **spec), 1, Faults()))
+
+
+@pytest.mark.parametrize("retrieve", [True, False])
+def test_questions_come_in_the_applications_own_prompt(retrieve: bool, settings: Settings, squad: Path) -> None:
+    samples = made(settings, squad, unanswerable=0.0, distractors=2, retrieve=retrieve)
+    assert len(samples) == 12
+    answered = [s for s in samples if not is_refusal(s.messages[-1]["content"])]
+    assert len(answered) == 9
+    for sample in samples:
+        shown = sample.messages[-2]["content"]
+        question = shown.split("Question: ")[1].split("\n")[0]
+        bare = messages_for(question, (), [Document("…", metadata={"source": "x"})])
+        assert sample.messages[0] == bare[0], "the instruction"
+        assert shown.startswith(bare[-1]["content"].split("[1]")[0])
+        assert shown.endswith(f"Question: {question}\nAnswer:")
+        if sample in answered:
+            assert sample.messages[-1]["content"] in shown
+        else:
+            assert question.startswith("Who was king")
+    assert {s.group for s in samples} == {"Sable-0001.txt", "Heron-0002.txt", "Condor-0003.txt"}
+
+
+@pytest.mark.parametrize("retrieve", [True, False])
+def test_a_question_without_its_passage_is_refused(retrieve: bool, settings: Settings, squad: Path) -> None:
+    for sample in made(settings, squad, unanswerable=1.0, retrieve=retrieve):
+        assert is_refusal(sample.messages[-1]["content"])
+        if "code at Sable" in sample.messages[-2]["content"]:
+            assert "0071" not in sample.messages[-2]["content"]
+
+
+def test_some_articles_only(settings: Settings, squad: Path) -> None:
+    samples = made(settings, squad, articles="1:2", retrieve=False)
+    assert {s.group for s in samples} == {"Heron-0002.txt"}
+    assert len(made(settings, squad, articles="1:", num_samples=3, retrieve=False)) == 3
+
+
+def test_reviewed_questions(settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    rows = [{"question": "When?", "answers": ["In May"], "source": "a.md", "passage": "Shorn in May, at noon."},
+            {"question": "", "answers": ["x"], "source": "a.md", "passage": "x"}, {"question": "no more"}]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, rows)))
+    faults = Faults()
+    spec = DataSpec(file=str(path), format="questions", unanswerable=0.0)
+    found = list(readers(settings)["questions"](path, spec, 1, faults))
+    assert [s.messages[-1]["content"] for s in found] == ["In May"]
+    assert len(faults.lines) == 2
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+CONFIG = """
+name = "talk"
+[method]
+name = "lora"
+lora_rank = 2
+lora_target = ["v_proj"]
+[[data]]
+file = "talk.jsonl"
+format = "messages"
+[train]
+max_steps = 2
+batch_size = 2
+val_size = 1
+"""
+
+
+@pytest.fixture
+def workplace(home_with_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    rows = [{"messages": [{"role": "user", "content": f"Say {i}"}, {"role": "assistant", "content": f"{i}!"}]}
+            for i in range(4)]  # fmt: skip
+    (tmp_path / "talk.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "talk.toml").write_text(CONFIG)
+    monkeypatch.setenv("PADDOCK_HOME", str(home_with_models))
+    monkeypatch.chdir(tmp_path)
+    return home_with_models
+
+
+def test_dry_run_shows_what_is_learned(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "train", "talk.toml", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "4 examples of 4 samples" in out
+    assert "Say 1<|im_end|>" in out
+    assert "⟦1!<|im_end|>⟧" in out
+    assert not (workplace / "runs").exists()
+
+
+def test_train_list_export_merge(workplace: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["finetune", "train", "talk.toml", "--device", "cpu", "--seed", "3"]) == 0
+    captured = capsys.readouterr()
+    assert "best after step" in captured.out
+    assert "tokens/s, about" in captured.err
+    assert (workplace / "runs" / "talk" / "log.jsonl").is_file()
+    assert main(["finetune", "list", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["method"], row["base"]) == ("talk", "lora", "SmolLM2-135M-Instruct.Q4_1.gguf")
+    assert main(["finetune", "list"]) == 0
+    assert "talk: lora for SmolLM2" in capsys.readouterr().out
+    assert main(["finetune", "export", "talk", "-o", "peft"]) == 0
+    assert sorted(p.name for p in (tmp_path / "peft").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert main(["finetune", "export", "talk", "-o", "peft"]) == 1
+    capsys.readouterr()
+    assert main(["finetune", "merge", "talk", "-o", "merged", "--dtype", "bfloat16"]) == 0
+    assert "logits differ from the adapter's by" in capsys.readouterr().out
+    from llama.checkpoint import load_transformer, open_checkpoint
+
+    merged = load_transformer(open_checkpoint(tmp_path / "merged"), torch.float32, "cpu")
+    assert merged.config.n_layers == 30
+
+
+def test_faults_are_one_line(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, told in (
+        (["train", "lorra"], "did you mean 'lora'"),
+        (["train", "talk.toml", "--set", "train.epoch=2"], "unknown key 'epoch' in [train] of talk.toml; did you mean"),
+        (["train", "talk.toml", "--set", "method.name=lroa"], "there is no method 'lroa'; did you mean 'lora'"),
+        (["train", "talk.toml", "--model", "none.gguf"], "there is no model file"),
+        (["train", "talk.toml", "--set", "train.distributed=ddp"], "torchrun --nproc-per-node"),
+        (["merge", "none", "-o", "x"], "there is no adapter 'none'; there are: none yet"),
+    ):
+        assert main(["finetune", *words]) == 1, words
+        err = capsys.readouterr().err
+        assert told in err
+        assert len(err.strip().splitlines()) == 1
+    assert main(["finetune", "train", "talk.toml", "--set", "x"]) == 2
+
+
+def test_configurations_and_methods_are_listed(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "list"]) == 0
+    assert "no adapters yet" in capsys.readouterr().out
+    assert main(["finetune", "list", "--configs", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "lora" in found["configs"]
+    assert "llama_pro" in found["methods"]

@@ -1,0 +1,117 @@
+"""Questions out of a knowledge base: what each filter drops, and a line for what is kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document
+
+from app import make_data
+from app.answer import Answer, Question, Timings
+from app.errors import AppError
+
+PASSAGE = "The key box of Sable Hut is opened with the code 4471. It hangs behind the door of the hut."
+
+
+class Row:
+    doc_id = "d"
+
+
+class Fakes:
+    """Services whose model says what a test wants: `given` with the passage at hand, `found` after retrieval."""
+
+    def __init__(self, given: Answer | Exception, found: Answer | Exception, passage: str = PASSAGE) -> None:
+        self.answers, self.passage = (given, found), passage
+        self.settings = type("S", (), {"k": 4})()
+        self.answerer = self.ingestor = self.manifest = self
+
+    def retriever(self, kb: str, k: int) -> Any:
+        return None if kb == "empty" else self
+
+    def store(self, kb: str) -> Any:
+        return self
+
+    def files(self, kb: str) -> dict[str, Row]:
+        return {"hut.md": Row()}
+
+    def chunks_of(self, doc_id: str) -> list[Document]:
+        return [Document(self.passage, metadata={"chunk_id": "c1", "source": "hut.md", "page": 2})]
+
+    def answer_batch(self, questions: list[Question]) -> Any:
+        assert [q.passages is None for q in questions] == [False, True]
+        return list(enumerate(self.answers))
+
+
+def answer(text: str, refused: bool = False, retrieved: tuple[str, ...] = ("c0", "c1")) -> Answer:
+    return Answer("q", text, refused, [], list(retrieved), "m", Timings())
+
+
+GOOD = answer("4471")
+
+
+@pytest.mark.parametrize(
+    ("given", "found", "likely", "why"),
+    [
+        (GOOD, answer("The code 4471"), 0.9, "kept"),
+        (answer("x", refused=True), GOOD, 0.9, "not answered"),
+        (AppError("no"), GOOD, 0.9, "not answered"),
+        (answer("5582"), GOOD, 0.9, "answer not in the passage"),
+        (GOOD, answer("4471", retrieved=("c0",)), 0.9, "passage not found again"),
+        (GOOD, answer("behind the old stable"), 0.9, "answers differ"),
+        (GOOD, answer("4471", refused=True), 0.9, "answers differ"),
+        (GOOD, GOOD, 0.1, "unlikely"),
+    ],
+)
+def test_filters(
+    given: Any, found: Any, likely: float, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(make_data, "_questions", lambda services, chunks: ["What is the code of the key box?"])
+    monkeypatch.setattr(make_data, "_likelihood", lambda services, question, chunk, text: likely)
+    out = tmp_path / "out.jsonl"
+    services: Any = Fakes(given, found)
+    assert make_data.write(services, "default", out, None, 0.2) == {why: 1}
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows == ([] if why != "kept" else [
+        {"question": "What is the code of the key box?", "answers": ["4471"], "source": "hut.md", "page": 2,
+         "passage": PASSAGE, "likelihood": 0.9}
+    ])  # fmt: skip
+
+
+def test_what_has_nothing_to_ask_about(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(make_data, "_questions", lambda services, chunks: [""])
+    services: Any = Fakes(GOOD, GOOD)
+    assert make_data.write(services, "default", tmp_path / "o", None, 0.2) == {"no question": 1}
+    services.passage = "Too short."
+    assert make_data.write(services, "default", tmp_path / "o", None, 0.2) == {}
+    with pytest.raises(AppError, match="holds no documents"):
+        make_data.write(services, "empty", tmp_path / "o", None, 0.2)
+    with pytest.raises(AppError, match="cannot be written"):
+        make_data.write(services, "default", tmp_path / "none" / "o", None, 0.2)
+
+
+def test_the_same_question_is_kept_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(make_data, "_questions", lambda services, chunks: ["What is the code?"] * len(chunks))
+    monkeypatch.setattr(make_data, "_likelihood", lambda *_: 0.9)
+    services: Any = Fakes(GOOD, replace(GOOD))
+    services.chunks_of = lambda doc_id: Fakes.chunks_of(services, doc_id) * 2
+    assert make_data.write(services, "default", tmp_path / "o", None, 0.2) == {"kept": 1, "asked before": 1}
+
+
+@pytest.mark.slow
+def test_the_model_makes_questions(home_with_models: Path, tmp_path: Path) -> None:
+    """The whole way once: most of what a small model writes is dropped, but every passage meets an end."""
+    from app.config import load_settings
+    from app.services import Services
+
+    (home_with_models / "inbox" / "hut.md").write_text(f"# Sable Hut\n\n{PASSAGE}\n")
+    services = Services(load_settings({"PADDOCK_HOME": str(home_with_models)}))
+    services.ingestor.sync("default")
+    counts = make_data.write(services, "default", tmp_path / "o", None, 0.01)
+    assert sum(counts.values()) == 1
+    chunk = Document(PASSAGE, metadata={"source": "hut.md", "chunk_id": "c"})
+    right = make_data._likelihood(services, "What is the code of the key box?", chunk, "4471")
+    assert right > 10 * make_data._likelihood(services, "What is the code of the key box?", chunk, "9038")

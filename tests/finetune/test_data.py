@@ -1,0 +1,348 @@
+"""Data files to ids and masks: forms, faults, what is learned, and what a dataset is like."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.config import Config, options_of
+from finetune.data.encode import Encoder
+from finetune.data.grounded import GroundedQuestion, grounded
+from finetune.data.quality import language, quality
+from finetune.data.readers import READERS, Layout
+from finetune.data.samples import Faults, Sample
+from finetune.errors import FinetuneError
+from finetune.run import Prepared, prepare, shown
+from llama.chat import ChatTemplate
+from llama.checkpoint import open_checkpoint
+from llama.tokenizer import Tokenizer
+
+Spoken = tuple[Tokenizer, ChatTemplate]
+
+
+@pytest.fixture(scope="module")
+def spoken(gguf_path: Path) -> Spoken:
+    checkpoint = open_checkpoint(gguf_path)
+    tokenizer = checkpoint.tokenizer()
+    assert checkpoint.chat_template is not None
+    return tokenizer, ChatTemplate(checkpoint.chat_template, tokenizer)
+
+
+def config(path: Path, form: str, **more: Any) -> Config:
+    train = more.pop("train", {})
+    data = [{"file": str(path), "format": form, **more.pop("data", {})}]
+    return Config(name="x", method={"name": "lora"}, data=data, train={"val_size": 0, **train}, **more)
+
+
+def prepared(spoken: Spoken, path: Path, form: str, **more: Any) -> Prepared:
+    return prepare(config(path, form, **more), *spoken, {})
+
+
+def written(path: Path, rows: list[Any]) -> Path:
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    return path
+
+
+def learned(found: Prepared, tokenizer: Tokenizer) -> list[list[str]]:
+    """What is learned of each example, a text for each stretch."""
+    return [[part.split("⟧")[0] for part in shown(example, tokenizer).split("⟦")[1:]] for example in found.training]
+
+
+TALK = [("user", "Where?"), ("assistant", "Here."), ("user", "When?"), ("assistant", "Now.")]
+FORMS = {
+    "messages": {"messages": [{"role": role, "content": text} for role, text in TALK]},
+    "sharegpt": {"conversations": [{"from": {"user": "human", "assistant": "gpt"}[r], "value": t} for r, t in TALK]},
+    "alpaca": {"instruction": "When?", "input": "", "output": "Now.", "history": [["Where?", "Here."]]},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_conversation_in_every_form(form: str, spoken: Spoken, tmp_path: Path) -> None:
+    path = written(tmp_path / "data.jsonl", [FORMS[form]])
+    found = prepared(spoken, path, form)
+    assert learned(found, spoken[0]) == [["Here.<|im_end|>", "Now.<|im_end|>"]]
+    assert learned(prepared(spoken, path, form, train={"mask_history": True}), spoken[0]) == [["Now.<|im_end|>"]]
+    ids = found.training[0].ids
+    asked = spoken[1].encode([{"role": r, "content": t} for r, t in TALK[:3]])
+    assert list(ids[: len(asked)]) == asked, "the prompt is the one that serving builds"
+    assert ids[-1] in spoken[0].eos_ids, "the last thing learned is to stop"
+    whole = prepared(spoken, path, form, train={"train_on_prompt": True}).training[0]
+    assert all(whole.learned)
+    assert whole.supervised == len(whole.ids) - 1
+
+
+def test_a_json_list_is_read_as_lines_are(spoken: Spoken, tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([FORMS["messages"]]))
+    assert learned(prepared(spoken, path, "messages"), spoken[0]) == [["Here.<|im_end|>", "Now.<|im_end|>"]]
+
+
+def test_alpaca_prompts_learn_output_and_end_only(spoken: Spoken, tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+        {"instruction": "Sing.", "input": "", "output": "La."},
+        {"instruction": "Seed.", "instances": [{"input": "", "output": "Grown."}]},
+    ]
+    found = prepared(spoken, written(tmp_path / "a.jsonl", rows), "alpaca", train={"template": "alpaca"})
+    end = spoken[0].decode([min(spoken[0].eos_ids)])
+    assert learned(found, spoken[0]) == [[f"3{end}"], [f"La.{end}"], [f"Grown.{end}"]]
+    first, second, _ = (shown(e, spoken[0]) for e in found.training)
+    assert "further context" in first
+    assert "### Input:\n1 and 2\n\n### Response:⟦" in first
+    assert "further context" not in second
+    assert second.endswith(f"### Instruction:\nSing.\n\n### Response:⟦La.{end}⟧")
+
+
+def test_special_tokens_in_data_stay_text(spoken: Spoken, tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "a <|im_end|> b"}]}
+    example = prepared(spoken, written(tmp_path / "a.jsonl", [row]), "messages").training[0]
+    ends = [k for k, (i, flag) in enumerate(zip(example.ids, example.learned, strict=True)) if flag and i == 2]
+    assert ends == [len(example.ids) - 1]
+
+
+def test_chinese_is_learned_whole(spoken: Spoken, tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "羊驼吃什么？"}, {"role": "assistant", "content": " 干草。🦙\n"}]}
+    found = prepared(spoken, written(tmp_path / "a.jsonl", [row]), "messages")
+    assert learned(found, spoken[0]) == [["干草。🦙<|im_end|>"]]
+    assert found.quality.languages == {"zh": 1}
+
+
+BAD = [
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}, "an answer is empty"),
+    ({"messages": [{"role": "user", "content": "a"}]}, "no answer to learn from"),
+    ({"messages": [{"role": "assistant", "content": "a"}]}, "nothing was asked"),
+    ({"messages": [{"role": "robot", "content": "a"}]}, "a turn without a known 'role'"),
+    ({"text": "a"}, "no list 'messages' (it has text)"),
+    (["a"], "not an object"),
+    ({"messages": [{"role": "user", "content": "long " * 600}, {"role": "assistant", "content": "b"}]}, "it takes 6"),
+]
+
+
+def test_single_faults_are_told_and_the_rest_is_used(spoken: Spoken, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", [*(row for row, _ in BAD), FORMS["messages"]])
+    path.write_text(path.read_text() + "\n{not json\n")
+    found = prepared(spoken, path, "messages", train={"cutoff_len": 256})
+    assert len(found.training) == 1
+    lines = sorted(found.faults.lines)
+    for number, (_, told) in enumerate(BAD, 1):
+        assert any(line.startswith(f"{path}:{number}: {told}") for line in lines), told
+    assert any(":9: not JSON; it is left out" in line for line in lines)
+    assert found.quality.left_out == len(BAD) + 1
+    assert found.quality.too_long == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "told"),
+    [
+        (
+            "alpaca",
+            '{"question": "a", "answer": "b"}',
+            "no text in 'instruction' and 'output' (it has question, answer)",
+        ),
+        ("messages", "", "is empty"),
+        ("messages", "[1", "is not JSON"),
+        ("mesages", "{}", "no data format 'mesages'; did you mean 'messages'?"),
+        ("text", "plain", 'stage = "pretrain" trains on'),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(
+    form: str, text: str, told: str, spoken: Spoken, tmp_path: Path
+) -> None:
+    (tmp_path / "a.x").write_text(text)
+    with pytest.raises(FinetuneError) as raised:
+        prepared(spoken, tmp_path / "a.x", form)
+    assert told in str(raised.value)
+    with pytest.raises(FinetuneError, match="there is no data file"):
+        prepared(spoken, tmp_path / "none", "messages")
+
+
+def test_columns_of_their_own(spoken: Spoken, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", [{"q": "Where?", "a": "Here."}])
+    found = prepared(spoken, path, "alpaca", data={"columns": {"prompt": "q", "response": "a"}})
+    assert learned(found, spoken[0]) == [["Here.<|im_end|>"]]
+
+
+def test_plain_text_is_cut_and_learned_whole(spoken: Spoken, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("The herd comes down in October. " * 30)
+    (tmp_path / "texts" / "b.md").write_text("Snow.")
+    (tmp_path / "texts" / "c.txt").write_bytes(b"\xff\xfe\xff")
+    found = prepared(spoken, tmp_path / "texts", "text", stage="pretrain", train={"cutoff_len": 64})
+    assert all(all(e.learned) and len(e.ids) <= 64 for e in found.training)
+    whole = [i for e in found.training if e.group.endswith("a.txt") for i in e.ids]
+    assert spoken[0].decode(whole[:-1]) == "The herd comes down in October. " * 30
+    assert whole[-1] in spoken[0].eos_ids
+    assert any("not UTF-8" in line for line in found.faults.lines)
+    rows = written(tmp_path / "a.jsonl", [{"text": "Snow."}, {"no": 1}])
+    assert len(prepared(spoken, rows, "text", stage="pretrain").training) == 1
+
+
+# -- dataset_info.json -------------------------------------------------------------------------------------------------
+
+
+def info(folder: Path, **entry: Any) -> Path:
+    path = folder / "dataset_info.json"
+    path.write_text(json.dumps({"ours": {"file_name": "a.jsonl", **entry}}))
+    return path
+
+
+def test_dataset_info(spoken: Spoken, tmp_path: Path) -> None:
+    written(tmp_path / "a.jsonl", [{"talk": [{"who": "me", "what": "Where?"}, {"who": "it", "what": "Here."}]}] * 2)
+    path = info(
+        tmp_path, formatting="sharegpt", columns={"messages": "talk"}, num_samples=1,
+        tags={"role_tag": "who", "content_tag": "what", "user_tag": "me", "assistant_tag": "it"},
+    )  # fmt: skip
+    found = prepared(spoken, path, "dataset_info", data={"dataset": "ours"})
+    assert learned(found, spoken[0]) == [["Here.<|im_end|>"]]
+    assert found.quality.samples == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "told"),
+    [
+        ({}, "our", "no dataset 'our'; did you mean 'ours'?"),
+        ({"file_name": None}, "ours", "no 'file_name'; only files are read"),
+        ({"rankin": True}, "ours", "unknown 'rankin'; did you mean 'ranking'?"),
+        ({"ranking": True}, "ours", "no training from preferences"),
+        ({"columns": {"images": "i"}}, "ours", "'images' in columns is not used here"),
+        ({"formatting": "odd"}, "ours", "there are alpaca and sharegpt"),
+    ],
+)
+def test_dataset_info_that_cannot_be_used(
+    entry: dict[str, Any], name: str, told: str, spoken: Spoken, tmp_path: Path
+) -> None:
+    path = info(tmp_path, **entry)
+    with pytest.raises(FinetuneError) as raised:
+        prepared(spoken, path, "dataset_info", data={"dataset": name})
+    assert told in str(raised.value)
+
+
+def test_dataset_info_for_pretraining(spoken: Spoken, tmp_path: Path) -> None:
+    written(tmp_path / "a.jsonl", [{"body": "Snow falls."}])
+    path = info(tmp_path, columns={"prompt": "body"})
+    assert len(prepared(spoken, path, "dataset_info", stage="pretrain", data={"dataset": "ours"}).training) == 1
+
+
+# -- templates ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_template_that_ends_no_turn_learns_to_stop_all_the_same(spoken: Spoken) -> None:
+    plain = ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+                         "{% if add_generation_prompt %}assistant: {% endif %}", spoken[0])  # fmt: skip
+    encoder, faults = Encoder(spoken[0], plain, 200), Faults()
+    one = Sample(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}), origin="one")
+    two = Sample(one.messages * 2, origin="two")
+    found = list(encoder([one, two], faults))
+    asked = plain.encode(one.messages[:1])
+    assert list(found[0].ids[: len(asked)]) == asked, (
+        "the prompt of serving, though its last space melts into an answer"
+    )
+    assert found[0].ids[-1] in spoken[0].eos_ids
+    assert found[0].learned[-1]
+    assert [line.partition(":")[0] for line in faults.lines] == ["two"]
+
+
+def test_a_template_that_rewrites_history_is_refused(spoken: Spoken) -> None:
+    last = ChatTemplate("{{ messages[-1].role }}: {{ messages[-1].content }}<|im_end|>", spoken[0])
+    faults = Faults()
+    sample = Sample(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}), origin="x")
+    assert list(Encoder(spoken[0], last, 200)([sample], faults)) == []
+    assert "does not render its turns one after another" in faults.lines[0]
+
+
+def test_no_template_asks_for_the_alpaca_prompts(spoken: Spoken) -> None:
+    with pytest.raises(FinetuneError, match='set template = "alpaca"'):
+        Encoder(spoken[0], None, 100)
+
+
+# -- quality -----------------------------------------------------------------------------------------------------------
+
+
+def test_quality_counts(spoken: Spoken, tmp_path: Path) -> None:
+    other = {"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "There."}]}
+    same = {"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Nowhere."}]}
+    found = prepared(spoken, written(tmp_path / "a.jsonl", [other, other, same]), "messages")
+    assert (found.quality.duplicates, found.quality.same_prompt) == (1, 1)
+    assert len(found.training) == 2, "what is given twice is trained on once"
+    assert found.quality.tokens == {"to 64": 2}
+    assert found.quality.learned_tokens == sum(e.supervised for e in found.training)
+    assert "2 examples of 3 samples" in found.quality.lines()[0]
+    assert (language("羊驼 llama 羊驼羊驼羊驼"), language("Hello"), language("123"), language("Привет")) == (
+        "zh", "en", "other", "other",
+    )  # fmt: skip
+    assert quality([], [], Faults(), 0).lines()
+
+
+# -- questions with their passages -------------------------------------------------------------------------------------
+
+
+class Shelf:
+    """Passages by number; the retriever finds the gold one third."""
+
+    def gold(self, question: GroundedQuestion) -> str | None:
+        return None if "lost" in question.text else f"gold of {question.id}"
+
+    def others(self, question: GroundedQuestion, count: int) -> list[str]:
+        return [f"other {k}" for k in range(count)]
+
+    def rank(self, question: GroundedQuestion) -> int:
+        return 2
+
+    def messages(self, question: str, passages: Any) -> Any:
+        return [{"role": "user", "content": f"{question}|{'|'.join(passages)}"}]
+
+    def refusal(self, question: str) -> str:
+        return "I could not find it."
+
+
+def ask(count: int, unanswerable: float = 0.0, distractors: int = 4, **more: Any) -> list[list[str]]:
+    text, answers = more.get("text", "q?"), more.get("answers", ("a long one", "short"))
+    questions = [GroundedQuestion(str(i), text, answers, "g", "o") for i in range(count)]
+    made = grounded(questions, Shelf(), distractors, unanswerable, seed=1)
+    return [[*sample.messages[0]["content"].split("|"), sample.messages[1]["content"]] for sample in made]
+
+
+def test_grounded_questions() -> None:
+    rows = ask(400)
+    assert all(row[-1] == "short" for row in rows)
+    assert all(sum("gold" in part for part in row) == 1 for row in rows)
+    assert {len(row) - 3 for row in rows} == {0, 1, 2, 3, 4}
+    places = [row.index(next(p for p in row if "gold" in p)) - 1 for row in rows if len(row) == 7]
+    assert set(places) == {0, 1, 2, 3, 4}
+    assert places.count(2) > len(places) * 0.6, "mostly where the retriever puts it"
+    assert ask(20) == ask(20)
+
+
+def test_unanswerable_questions_are_refused() -> None:
+    rows = ask(400, unanswerable=0.3)
+    refused = [row for row in rows if row[-1] == "I could not find it."]
+    assert 80 < len(refused) < 160
+    assert not [part for row in refused for part in row if "gold" in part]
+    assert all(len(row) > 2 for row in refused), "with passages that do not hold it"
+    assert [row[-1] for row in ask(3, answers=())] == ["I could not find it."] * 3
+    assert ask(3, text="lost?") == [], "no passage holds the answer, so it is neither"
+
+
+# -- configuration -----------------------------------------------------------------------------------------------------
+
+
+def test_readers_give_samples_lazily(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", [FORMS["messages"]])
+    assert [s.origin for s in READERS["messages"](path, Layout(), Faults())] == [f"{path}:1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"name": "lora", "lora_rnk": 4}, "unknown key 'lora_rnk' in \\[method\\]; did you mean 'lora_rank'"),
+        ({"name": "lora", "lora_rank": 0}, "'lora_rank' in \\[method\\] is 0"),
+        ({"name": "full", "x": 1}, "which takes none"),
+        ({"name": "lroa"}, "did you mean 'lora'"),
+    ],
+)
+def test_method_options_are_checked(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(FinetuneError, match=told):
+        options_of(given)
