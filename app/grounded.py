@@ -52,13 +52,14 @@ class Retrieved(_Prompted):
 
     def _found(self, question: GroundedQuestion) -> list[Document]:
         if self._last[0] != question.id:
-            self._last = (question.id, self._retriever.invoke(question.text))
+            self._last = (question.id, list(self._retriever.invoke(question.text)))
         return self._last[1]
 
     def _is_gold(self, chunk: Document, question: GroundedQuestion) -> bool:
         return question.paragraph in self._corpus.paragraphs_of(chunk) and _answers(chunk, question)
 
     def gold(self, question: GroundedQuestion) -> Document | None:
+        chunk: Document
         for chunk in (*self._found(question), *self._chunks.get(question.group, ())):
             if self._is_gold(chunk, question):
                 return chunk

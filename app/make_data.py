@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
 
-from app.answer import Answer, Question
+from app.answer import Question
 from app.errors import AppError
 from app.evaluate.metrics import f1, holds
 from app.prompt import language_of
+from app.result import Answer
 
 if TYPE_CHECKING:
     from app.services import Services
@@ -137,17 +139,12 @@ def _span(answer: Answer, chunk: Document) -> str | None:
 
 def _likelihood(services: Services, question: str, chunk: Document, answer: str) -> float:
     """Geometric mean of the probabilities of the answer's tokens behind the prompt with its passage."""
-    import torch
-
     from app.prompt import messages_for
 
     engine = services.engine
     prompt = engine.encode_chat(messages_for(question, (), [chunk]))
-    ids = engine.tokenizer.encode(answer, first=False)
-    cache = engine.new_cache(1, len(prompt) + len(ids))
-    logits = engine.forward([[*prompt, *ids]], [cache], every=True)[0][len(prompt) - 1 : -1].float()
-    chosen = logits.log_softmax(-1).gather(1, torch.tensor(ids, device=logits.device)[:, None])
-    return math.exp(chosen.mean().item())
+    [found] = engine.log_likelihoods([(prompt, engine.tokenizer.encode(answer, first=False))])
+    return math.exp(statistics.fmean(found))
 
 
 def write(services: Services, kb: str, out: Path, limit: int | None, likelihood: float) -> dict[str, int]:

@@ -123,7 +123,7 @@ class Lora(Adapter):
             return linear(x) + low  # type: ignore[no-any-return]
         with torch.no_grad():  # the norm counts as a constant (section 4.3)
             norm = (dense(linear).float() + scale * (pair.B @ pair.A)).norm(dim=1)
-        return (pair.magnitude / norm).to(x.dtype) * (linear(x) + low)
+        return (pair.magnitude / norm).to(x.dtype) * (linear(x) + low)  # type: ignore[no-any-return]
 
     def merge(self, model: Transformer) -> dict[str, Tensor]:
         before = {}

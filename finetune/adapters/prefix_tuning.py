@@ -71,7 +71,7 @@ class PrefixTuning(Adapter):
 
     @property
     def prefix_length(self) -> int:
-        return self.options.num_virtual_tokens
+        return int(self.options.num_virtual_tokens)
 
     def prefix(self, layer: int) -> tuple[Tensor, Tensor]:
         _, groups, width = self.shape
