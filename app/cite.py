@@ -13,6 +13,7 @@ from langchain_core.documents import Document
 # A sentence ends at Chinese end marks, and at Latin ones before white space.
 END = re.compile(r"[。！？；]+|[.!?]+[\"'”’)\]]*(?=\s)")
 NUMBERED = re.compile(r"\s*\d+\.")  # the number of a list item ends nothing
+NUMBERS = re.compile(r"(?:\d{1,3}[.)、]\s*)+")
 # A line that stands by itself: a heading, a table row, a list item. Other line breaks (a PDF has them in mid-sentence)
 # end nothing unless an empty line follows.
 OWN_LINE = re.compile(r"\s*(?:#{1,6} |\||[-*+•] |\d+[.)、] |$)")
@@ -207,8 +208,11 @@ def cite(answer: str, chunks: Sequence[Document], likely: Likely | None = None) 
     pieces: list[tuple[str, tuple[int, ...]]] = []
     sentences: list[Sentence] = []
     at = 0
-    for start, end in spans(answer):
-        support, found = _support(answer[start:end], chunks, likely)
+    parts = spans(answer)
+    for start, end in parts:
+        # The number of a list item that was left empty says nothing; alone, it may be the answer.
+        bare = len(parts) > 1 and NUMBERS.fullmatch(answer[start:end])
+        support, found = (None, None) if bare else _support(answer[start:end], chunks, likely)
         numbers: tuple[int, ...] = ()
         if found is not None:
             index, quote = found

@@ -111,6 +111,13 @@ def test_a_number_that_the_passage_lacks_is_not_supported_by_it() -> None:
     assert cite("In version 4 of 2026 the voucher is valid 18 months.", [year]).citations
 
 
+def test_numbers_of_empty_list_items_are_not_cited() -> None:
+    table = chunk("| Tents | 15 |\n| Trunks | 2 |", "gear.md")
+    assert not cite("1. 2.\n2.\n15.", [table]).citations
+    assert cite("15.", [table]).citations, "alone it may be the answer"
+    assert cite("1. Trunks: 2\n2.", [table]).sentences[0].support == "words"
+
+
 def test_likelihood_finds_what_words_do_not() -> None:
     sentence = "The beasts receive mineral licks weekly."
     assert cite(sentence, [PDF, FEED]).sentences[0].support is None
