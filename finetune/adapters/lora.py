@@ -90,6 +90,8 @@ def sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 class Lora(Adapter):
     """Enters at the products; A and B train; merges into their matrices."""
 
+    options: LoraOptions
+
     def __init__(self, config: ModelConfig, options: LoraOptions) -> None:
         super().__init__()
         self.options, known = options, sizes(config)

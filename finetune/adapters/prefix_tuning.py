@@ -35,6 +35,7 @@ class PrefixOptions(Options):
 class PrefixTuning(Adapter):
     """Enters as keys and values behind the rotary embedding; real tokens start at position n. It does not merge."""
 
+    options: PrefixOptions
     cannot_merge = "a prefix stands in the cache and cannot be merged into the weights"
 
     def __init__(self, config: ModelConfig, options: PrefixOptions) -> None:
