@@ -36,8 +36,7 @@ def _connect(folder: Path) -> ClientAPI:
     """A client with a state of its own; PersistentClient would hand out the same stale state for the same path."""
     system = System(Settings(anonymized_telemetry=False, is_persistent=True, persist_directory=str(folder)))
     system.start()
-    client = ChromaClient.from_system(system)
-    client.count_collections()
+    (client := ChromaClient.from_system(system)).count_collections()
     return client
 
 
@@ -319,9 +318,8 @@ class ChromaStore(VectorStore):
 
     def chunks_of(self, doc_id: str, places: Sequence[int] = ()) -> list[Document]:
         """The chunks of one document, in its order; with `places`, those with these ordinals."""
-        where: dict[str, Any] = {"doc_id": doc_id}
-        if places:
-            where = {"$and": [where, {"ordinal": {"$in": list(places)}}]}
+        of = {"doc_id": doc_id}
+        where = {"$and": [of, {"ordinal": {"$in": list(places)}}]} if places else of
         return sorted(self._get(where=where), key=lambda each: int(each.metadata.get("ordinal", 0)))
 
     def delete_documents(self, doc_ids: Sequence[str]) -> None:
@@ -336,8 +334,8 @@ class ChromaStore(VectorStore):
         """Gives a renamed document its new name, without embedding anything."""
         names = [str(each.id) for each in self._get(where={"doc_id": doc_id})]
         for part in batches(names, WRITE_BATCH):
-            metadatas = [{"source": source}] * len(part)
-            self._write(lambda collection, part=part, new=metadatas: collection.update(ids=part, metadatas=new))  # type: ignore[misc]
+            new = [{"source": source}] * len(part)
+            self._write(lambda collection, part=part, new=new: collection.update(ids=part, metadatas=new))  # type: ignore[misc]
 
     def ids(self) -> list[str]:
         """The ids of all chunks, sorted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from langchain_core.documents import Document
@@ -9,6 +10,7 @@ from langchain_core.documents import Document
 from vectorstore.rerank import priors
 
 SHINGLE = 5  # characters
+NUMBER = re.compile(r"\d+")
 SAME = 0.8  # resemblance from which two passages are one
 
 
@@ -18,6 +20,11 @@ def shingles(text: str) -> frozenset[str]:
     return frozenset(text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1)))
 
 
+def numbers(text: str) -> list[str]:
+    """The numbers of a text, in its order: two versions of a rule often differ in nothing else."""
+    return NUMBER.findall(text)
+
+
 def resemblance(a: frozenset[str], b: frozenset[str]) -> float:
     """What two texts share of all their shingles, in [0, 1] (Broder 1997, section 2)."""
     shared = len(a & b)
@@ -25,18 +32,18 @@ def resemblance(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def distinct(passages: Sequence[Document], k: int) -> list[Document]:
-    """The first k, without those that nearly are one before them."""
+    """The first k, without those that nearly are one before them, to the same numbers."""
     kept: list[Document] = []
-    seen: list[frozenset[str]] = []
+    seen: list[tuple[frozenset[str], list[str]]] = []
     for passage in passages:
         if len(kept) == k:
             break
-        own = shingles(passage.page_content)
+        own, figures = shingles(passage.page_content), numbers(passage.page_content)
         # Texts of different lengths cannot resemble each other so much: most comparisons end here.
-        alike = (each for each in seen if SAME <= len(each) / len(own) <= 1 / SAME)
+        alike = (each for each, of in seen if of == figures and SAME <= len(each) / len(own) <= 1 / SAME)
         if not any(resemblance(own, each) >= SAME for each in alike):
             kept.append(passage)
-            seen.append(own)
+            seen.append((own, figures))
     return kept
 
 

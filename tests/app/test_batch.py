@@ -185,10 +185,10 @@ def test_a_fault_of_the_model_is_a_line(tmp_path: Path, backend: Backend) -> Non
 def test_a_fault_that_nobody_foresaw_is_one_line_too(tmp_path: Path, backend: Backend) -> None:
     found = backend.retriever
 
-    def retriever(kb: str, k: int) -> Any:
+    def retriever(kb: str, k: int, **rest: Any) -> Any:
         if kb == "broken":
             raise ZeroDivisionError("division by zero")
-        return found(kb, k)
+        return found(kb, k, **rest)
 
     backend.retriever = retriever  # type: ignore[method-assign]
     (tmp_path / "in.jsonl").write_text('{"question": "one", "kb": "broken"}\n{"question": "two"}\n')

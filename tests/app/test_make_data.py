@@ -11,8 +11,9 @@ import pytest
 from langchain_core.documents import Document
 
 from app import make_data
-from app.answer import Answer, Question, Timings
+from app.answer import Question
 from app.errors import AppError
+from app.result import Answer, Timings
 
 PASSAGE = "The key box of Sable Hut is opened with the code 4471. It hangs behind the door of the hut."
 
@@ -47,7 +48,7 @@ class Fakes:
 
 
 def answer(text: str, refused: bool = False, retrieved: tuple[str, ...] = ("c0", "c1")) -> Answer:
-    return Answer("q", text, refused, [], list(retrieved), "m", Timings())
+    return Answer("q", text, refused, None, [], list(retrieved), "m", Timings())
 
 
 GOOD = answer("4471")

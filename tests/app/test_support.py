@@ -72,6 +72,6 @@ def test_the_answer_uses_it_where_it_is_wanted(trace: bool) -> None:
                 }
             )
 
-    answer = Answerer(Both(), 4000, SamplingParams(max_tokens=50), trace).answer("What?", "default", 3)
+    answer = Answerer(Both(), 4000, SamplingParams(max_tokens=50), trace=trace).answer("What?", "default", 3)
     assert [sentence.support for sentence in answer.sentences] == (["likelihood"] if trace else [None])
     assert [citation.source for citation in answer.citations] == (["b.md"] if trace else [])

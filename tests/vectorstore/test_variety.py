@@ -34,6 +34,13 @@ def test_copies_are_found_once(text: str) -> None:
     assert distinct([], 3) == []
 
 
+def test_versions_of_a_rule_are_two() -> None:
+    """The one that is out of date must not hide the other."""
+    rule = f"Version 2 of 2024. {HAY} At most 12 kilograms are carried, by animals of 4 years and more."
+    texts = [rule, rule.replace("12", "15"), rule.replace("At most", "No more than")]
+    assert names(distinct(passages(texts), 3)) == ["0", "1"]
+
+
 def test_neighbours_that_overlap_are_two() -> None:
     assert names(distinct(passages([HAY + VET, VET + ZH]), 2)) == ["0", "1"]
 
