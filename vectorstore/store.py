@@ -295,9 +295,8 @@ class ChromaStore(VectorStore):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """The chunks with these ids, in this order; unknown ids are left out."""
-        names = list(dict.fromkeys(ids))
-        found = {each.id: each for each in self._get(ids=names)} if names else {}
-        return [found[name] for name in names if name in found]
+        found = {each.id: each for each in self._get(ids=list(dict.fromkeys(ids)))} if ids else {}
+        return [found[name] for name in dict.fromkeys(ids) if name in found]
 
     def _get(self, **where: Any) -> list[Document]:
         found: GetResult = self._read(lambda collection: collection.get(**where, include=["documents", "metadatas"]))

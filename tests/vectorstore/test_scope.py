@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[ChromaStore, Keyword
     index = KeywordIndex(folder_of(root / "keyword", "default"), create=True)
     chunks = []
     for number in range(DOCUMENTS):
-        texts = [" ".join(draw.choice(WORDS, 6)) for _ in range(CHUNKS)]
+        texts = [f"{' '.join(draw.choice(WORDS, 6))} {number * CHUNKS + n}" for n in range(CHUNKS)]  # no two alike
         ids = [f"d{number:03d}-{ordinal:05d}" for ordinal in range(CHUNKS)]
         chunks += [Document(t, id=i, metadata={"doc_id": f"d{number:03d}"}) for i, t in zip(ids, texts, strict=True)]
         index.put(f"d{number:03d}", list(zip(ids, texts, strict=True)))
