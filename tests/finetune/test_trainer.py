@@ -176,7 +176,8 @@ def test_bf16_computes_with_fp32_masters(tmp_path: Path) -> None:
             found.append(losses(made.folder))
     for exact, rounded in zip(found[:2], found[2:], strict=True):
         assert exact != rounded
-        assert exact[:6] == pytest.approx(rounded[:6], rel=0.05)
+        # Adam's first steps are as long for a small gradient as for a large one, so that rounding soon adds up.
+        assert exact[:4] == pytest.approx(rounded[:4], rel=0.03)
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
