@@ -16,8 +16,10 @@ from ingest.report import Report
 
 @pytest.fixture(autouse=True)
 def nothing_is_ingested(monkeypatch: pytest.MonkeyPatch) -> None:
-    sync = lambda kb, progress: Report(kb)  # noqa: E731
-    monkeypatch.setattr(Services, "ingestor", property(lambda self: SimpleNamespace(sync=sync)))
+    sync = lambda kb, progress, rebuild: Report(kb)  # noqa: E731
+    manifest = SimpleNamespace(kb=lambda kb: None)
+    monkeypatch.setattr(Services, "ingestor", property(lambda self: SimpleNamespace(sync=sync, manifest=manifest)))
+    monkeypatch.setattr(Services, "embedder", SimpleNamespace(identity="e"))
 
 
 def test_the_content_decides(settings: Settings) -> None:
