@@ -10,7 +10,7 @@ from langchain_core.documents import Document
 from vectorstore.rerank import priors
 
 SHINGLE = 5  # characters
-NUMBER = re.compile(r"\d+")
+WORD = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+")
 SAME = 0.8  # resemblance from which two passages are one
 
 
@@ -20,9 +20,9 @@ def shingles(text: str) -> frozenset[str]:
     return frozenset(text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1)))
 
 
-def numbers(text: str) -> list[str]:
-    """The numbers of a text, in its order: two versions of a rule often differ in nothing else."""
-    return NUMBER.findall(text)
+def words(text: str) -> frozenset[str]:
+    """The words and numbers of a text, Chinese ones by their characters."""
+    return frozenset(WORD.findall(text.casefold()))
 
 
 def resemblance(a: frozenset[str], b: frozenset[str]) -> float:
@@ -32,18 +32,21 @@ def resemblance(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def distinct(passages: Sequence[Document], k: int) -> list[Document]:
-    """The first k, without those that nearly are one before them, to the same numbers."""
+    """The first k, without those that say the same as one before them in the same words.
+
+    Two versions of a rule often differ in a number or a weekday: a single word of its own makes a passage another one.
+    """
     kept: list[Document] = []
-    seen: list[tuple[frozenset[str], list[str]]] = []
+    seen: list[tuple[frozenset[str], frozenset[str]]] = []
     for passage in passages:
         if len(kept) == k:
             break
-        own, figures = shingles(passage.page_content), numbers(passage.page_content)
+        own, said = shingles(passage.page_content), words(passage.page_content)
         # Texts of different lengths cannot resemble each other so much: most comparisons end here.
-        alike = (each for each, of in seen if of == figures and SAME <= len(each) / len(own) <= 1 / SAME)
+        alike = (each for each, of in seen if of == said and SAME <= len(each) / len(own) <= 1 / SAME)
         if not any(resemblance(own, each) >= SAME for each in alike):
             kept.append(passage)
-            seen.append((own, figures))
+            seen.append((own, said))
     return kept
 
 
