@@ -37,7 +37,7 @@ class ChatTemplate:
         environment.globals["range"] = lambda *limits: range(*limits)[:10_000]
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError) as error:  # the latter for what is no text
             raise LlamaError(f"the model's chat template is not valid ({error}); use another model file") from error
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:

@@ -18,6 +18,7 @@ from llama.decoding import Usage
 from llama.engine import Engine
 from llama.errors import LlamaError
 from llama.sampling import SamplingParams
+from llama.scheduler import Request
 
 ROLES = {"human": "user", "ai": "assistant", "system": "system"}
 
@@ -26,7 +27,7 @@ class ChatLlama(BaseChatModel):
     """A loaded LLaMA behind `BaseChatModel`. Safe to share among threads, as its engine is.
 
     `invoke`, `stream` and `batch` take SamplingParams' fields as keywords (max_tokens, temperature, top_p, seed), and
-    `stop`. The members of a batch run side by side.
+    `stop`; with `logprobs` they are in the message's response_metadata. The members of a batch run side by side.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -59,13 +60,16 @@ class ChatLlama(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         generation = self.engine.generate(self._encode(messages), self._params(stop, kwargs))
-        for piece in generation:
-            if run_manager is not None:
-                run_manager.on_llm_new_token(piece)
+        try:
+            for piece in generation:
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(piece)
+        finally:
+            generation.cancel()  # whatever a callback raises, nobody waits for the rest
         message = AIMessage(
             content=generation.text,
             usage_metadata=_usage(generation.usage),
-            response_metadata=self._metadata(generation.usage),
+            response_metadata=self._metadata(generation),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -78,16 +82,19 @@ class ChatLlama(BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         """Pieces of text as they come; the last chunk is empty and has the usage. Leaving the loop ends the request."""
         generation = self.engine.generate(self._encode(messages), self._params(stop, kwargs))
-        for piece in generation:
-            chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
-            if run_manager is not None:
-                run_manager.on_llm_new_token(piece, chunk=chunk)
-            yield chunk
+        try:
+            for piece in generation:
+                chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(piece, chunk=chunk)
+                yield chunk
+        finally:
+            generation.cancel()
         yield ChatGenerationChunk(
             message=AIMessageChunk(
                 content="",
                 usage_metadata=_usage(generation.usage),
-                response_metadata=self._metadata(generation.usage),
+                response_metadata=self._metadata(generation),
                 chunk_position="last",
             )
         )
@@ -95,8 +102,22 @@ class ChatLlama(BaseChatModel):
     def _encode(self, messages: Sequence[BaseMessage]) -> list[int]:
         return self.engine.encode_chat([_plain(message) for message in messages])
 
-    def _metadata(self, usage: Usage) -> dict[str, Any]:
-        return {"model_name": self.engine.name, **dataclasses.asdict(usage)}
+    def _metadata(self, generation: Request) -> dict[str, Any]:
+        """The model, the usage, and where they were asked for, each token's bytes and log-probability."""
+        found = {"model_name": self.engine.name, **dataclasses.asdict(generation.usage)}
+        if generation.params.logprobs:
+            spelled = [self.engine.tokenizer.bytes_of(token) for token in generation.tokens]
+            found["logprobs"] = {
+                "content": [
+                    {"token": each.decode(errors="replace"), "bytes": list(each), "logprob": logprob}
+                    for each, logprob in zip(spelled, generation.logprobs, strict=False)
+                ]
+            }
+        return found
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The model's own ids of a text; LangChain would fetch another model's vocabulary."""
+        return self.engine.tokenizer.encode(text, first=False)
 
 
 def _plain(message: BaseMessage) -> Message:

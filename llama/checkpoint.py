@@ -107,7 +107,11 @@ class GGUFCheckpoint:
         return found, surplus
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_gguf(self.metadata)
+        found = Tokenizer.from_gguf(self.metadata)
+        marks = {*found.eos_ids, *([] if found.bos_id is None else [found.bos_id])}
+        if not marks <= set(range(found.vocab_size)):
+            raise LlamaError("its first or last token is beyond its vocabulary; the file is damaged")
+        return found
 
     @property
     def chat_template(self) -> str | None:

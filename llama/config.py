@@ -70,6 +70,10 @@ class ModelConfig:
         for name, most in MOST.items():
             if not 1 <= getattr(self, name) <= most:
                 raise LlamaError(f"the model's {name} is {getattr(self, name)}; the file is damaged")
+        if not (0 <= self.norm_eps < 1 and 0 < self.rope_theta < math.inf):
+            raise LlamaError(
+                f"its norm_eps is {self.norm_eps} and its rope_theta {self.rope_theta}; the file is damaged"
+            )
         if self.n_heads % self.n_kv_heads:
             raise LlamaError(f"{self.n_heads} query heads cannot share {self.n_kv_heads} key/value heads evenly")
         if self.head_dim % 2:
@@ -109,19 +113,19 @@ class ModelConfig:
                 tied=tied,
                 rope_divisors=rope_divisors or _linear_gguf(metadata, head_dim),
             )
+            rotated = int(metadata.get("llama.rope.dimension_count", head_dim))
+            parts = int(metadata.get("split.count", 1))
         except KeyError as error:
             raise LlamaError(f"its metadata lacks {error}; the file is damaged or not a language model") from error
-        except (TypeError, ValueError, ZeroDivisionError) as error:
+        except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
             raise LlamaError(f"its metadata cannot be read ({error}); the file is damaged") from error
         scaling = metadata.get("llama.rope.scaling.type", "none")
         if scaling not in ("none", "linear"):
             raise LlamaError(f"its rotary scaling {scaling!r} is not known; choose another model")
-        if int(metadata.get("llama.rope.dimension_count", head_dim)) != head_dim:
+        if rotated != head_dim:
             raise LlamaError("it rotates only part of each head, which LLaMA does not")
-        if int(metadata.get("split.count", 1)) > 1:
-            raise LlamaError(
-                f"it is one of {metadata['split.count']} parts; join them with llama.cpp's gguf-split --merge"
-            )
+        if parts > 1:
+            raise LlamaError(f"it is one of {parts} parts; join them with llama.cpp's gguf-split --merge")
         if metadata.get("llama.expert_count"):
             raise LlamaError("it is a mixture of experts, which is not a LLaMA")
         return config
@@ -203,7 +207,7 @@ class ModelConfig:
             )
         except KeyError as error:
             raise LlamaError(f"its config.json lacks {error}") from error
-        except (TypeError, ValueError, ZeroDivisionError) as error:
+        except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
             raise LlamaError(f"its config.json cannot be read ({error})") from error
 
 

@@ -160,9 +160,11 @@ class Engine:
         return [found[index] for index in range(len(pairs))]
 
     def check_prompt(self, prompt: Sequence[int]) -> None:
-        """Raises LlamaError when the prompt is empty or leaves no room in the context."""
+        """Raises LlamaError for a prompt that is empty, leaves no room in the context or has ids that do not exist."""
         if not prompt:
             raise LlamaError("the prompt is empty")
+        if min(prompt) < 0 or max(prompt) >= self.model.config.vocab_size:
+            raise LlamaError(f"a token id is beyond the vocabulary of {self.model.config.vocab_size}")
         if len(prompt) >= self.context_length:
             raise LlamaError(
                 f"the prompt has {len(prompt)} tokens and the model's context is {self.context_length}; shorten it"

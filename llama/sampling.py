@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -31,9 +33,15 @@ class SamplingParams:
     lookup: bool = True  # draft from the prompt's own words; the same text, sooner
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), KINDS[type(field.default)]
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise LlamaError(f"{field.name} cannot be {value!r}; {RANGES.get(field.name, 'give true or false')}")
+        if not all(isinstance(each, str) for each in self.stop):
+            raise LlamaError(f"stop cannot be {self.stop!r}; {RANGES['stop']}")
         for name, right in (
             ("max_tokens", self.max_tokens >= 1),
-            ("temperature", 0 <= self.temperature < float("inf")),
+            ("temperature", self.temperature == 0 or COLDEST <= self.temperature < float("inf")),
             ("top_k", self.top_k >= 0),
             ("top_p", 0 < self.top_p <= 1),
             ("min_p", 0 <= self.min_p <= 1),
@@ -46,13 +54,16 @@ class SamplingParams:
 
 RANGES = {
     "max_tokens": "give 1 or more",
-    "temperature": "give 0 (greedy) or more",
+    "temperature": "give 0 (greedy), or 0.0001 and more",
     "top_k": "give 0 (all tokens) or more",
     "top_p": "give more than 0 and at most 1",
     "min_p": "give 0 to 1",
     "repetition_penalty": "give more than 0; 1 changes nothing",
     "seed": "give a whole number from 0",
+    "stop": "give a tuple of texts",
 }
+KINDS: dict[type, type] = {int: Integral, float: Real, bool: bool, tuple: tuple}
+COLDEST = 1e-4  # logits divided by less would overflow
 
 
 class Sampler:

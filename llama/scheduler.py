@@ -59,7 +59,7 @@ class Request:
         self.done: queue.SimpleQueue[Request] | None = None  # is told when the request has ended
         self.error: BaseException | None = None
         self._cancel, self._pieces = cancel, queue.SimpleQueue[str | None]()
-        self._scheduler, self._iterator = engine.scheduler, self._run()
+        self._scheduler, self._submitted, self._told = engine.scheduler, False, False
 
     @property
     def usage(self) -> Usage:
@@ -99,16 +99,17 @@ class Request:
         self._cancel.set()
 
     def __iter__(self) -> Iterator[str]:
-        return self._iterator
-
-    def _run(self) -> Iterator[str]:
-        self._scheduler.submit([self])
+        # A generator that nobody but the loop holds: it is closed when the loop is left.
+        if not self._submitted:
+            self._submitted = True
+            self._scheduler.submit([self])
         try:
-            while (piece := self._pieces.get()) is not None:
+            while not self._told and (piece := self._pieces.get()) is not None:
                 yield piece
         except GeneratorExit:
             self.cancel()
             raise
+        self._told = True
         if self.error is not None:
             raise self.error
 
@@ -164,8 +165,9 @@ class Scheduler:
         for request in requests:
             if request.bytes > self.memory:
                 raise LlamaError(
-                    f"the request needs {request.bytes >> 20} MB for its keys and values, and {self.memory >> 20} MB "
-                    "are allowed; ask for a shorter answer, shorten the prompt, or raise kv_memory_mb"
+                    f"the request needs {request.bytes / 2**20:.1f} MB for its keys and values, and "
+                    f"{self.memory / 2**20:.1f} MB are allowed; ask for a shorter answer, shorten the prompt, or raise "
+                    "kv_memory_mb"
                 )
         with self._changed:
             for request in requests:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -110,3 +111,40 @@ def test_in_a_chain_and_in_a_batch(model: ChatLlama) -> None:
     found = chain.batch(asked)
     assert found == [chain.invoke(each) for each in asked]
     assert len(set(found)) == 3
+
+
+class Raising(BaseCallbackHandler):
+    raise_error = True
+
+    def on_llm_new_token(self, token: str, **kwargs: Any) -> None:
+        raise ZeroDivisionError
+
+
+def test_who_leaves_ends_the_request(model: ChatLlama, engine: Engine) -> None:
+    for _ in model.stream(QUESTION, max_tokens=1500):
+        break
+    stream = model.stream(QUESTION, max_tokens=1500)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    with pytest.raises(ZeroDivisionError):
+        model.invoke(QUESTION, config={"callbacks": [Raising()]}, max_tokens=1500)
+    end = time.monotonic() + 20
+    while engine.scheduler.running and time.monotonic() < end:
+        time.sleep(0.01)
+    assert engine.scheduler.running == 0
+
+
+def test_log_probabilities_come_with_the_message(model: ChatLlama, engine: Engine) -> None:
+    reply = model.invoke(QUESTION, logprobs=True)
+    found = reply.response_metadata["logprobs"]["content"]
+    assert b"".join(bytes(each["bytes"]) for each in found).decode().startswith(reply.text)
+    request = engine.generate(engine.encode_chat([{"role": "user", "content": QUESTION}]),
+                              SamplingParams(max_tokens=16, logprobs=True))  # fmt: skip
+    list(request)
+    assert [each["logprob"] for each in found] == request.logprobs
+    assert "logprobs" not in model.invoke(QUESTION).response_metadata
+
+
+def test_tokens_are_counted_by_the_model_s_own_vocabulary(model: ChatLlama, engine: Engine) -> None:
+    assert model.get_token_ids("Llamas eat hay.") == engine.tokenizer.encode("Llamas eat hay.", first=False)
+    assert model.get_num_tokens("羊驼吃干草") == len(engine.tokenizer.encode("羊驼吃干草", first=False))

@@ -108,6 +108,9 @@ def test_two_generations_of_params() -> None:
     assert l3.rope_divisors is None
     assert l31.rope_divisors == llama3_divisors(128, 500_000.0, 8.0, 1.0, 4.0, 8192.0)
     assert l32.rope_divisors == llama3_divisors(64, 500_000.0, 32.0, 1.0, 4.0, 8192.0)
+    three = {"dim": 3072, "n_heads": 24, "n_kv_heads": 8, "multiple_of": 256, "rope_theta": 500000.0}
+    l32_3 = ModelConfig.from_meta({**base, **three, "use_scaled_rope": True}, 128_256, True)
+    assert l32_3.rope_divisors == llama3_divisors(128, 500_000.0, 32.0, 1.0, 4.0, 8192.0)
 
 
 def test_positions_beyond_the_first_context(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -177,3 +178,22 @@ def test_half_a_character_is_no_text(engine: Engine) -> None:
         streamed += decoding.push(logits, len(ids) - 1)
     assert decoding.usage.finish_reason == "length"
     assert streamed == decoding.text == "好"
+
+
+def test_log_probabilities_are_the_model_s_own() -> None:
+    """Whatever the draw did with the logits."""
+    logits = torch.tensor([1.0, 3.0, 2.0, -1.0])
+    for changed in ({"temperature": 0.3}, {"repetition_penalty": 2.0}, {"temperature": 2.0, "top_k": 1}):
+        sampler = Sampler(SamplingParams(logprobs=True, **changed), prompt=[1])  # type: ignore[arg-type]
+        token = sampler(logits)
+        assert sampler.logprob == pytest.approx(float(logits.log_softmax(-1)[token]))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"seed": 1.5}, {"max_tokens": 2.5}, {"max_tokens": "5"}, {"top_k": True}, {"temperature": 1e-40},
+     {"temperature": None}, {"stop": "abc"}, {"stop": (1,)}, {"lookup": 1}],
+)  # fmt: skip
+def test_values_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(LlamaError, match=f"{next(iter(wrong))} cannot be"):
+        SamplingParams(**wrong)

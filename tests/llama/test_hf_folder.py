@@ -248,3 +248,31 @@ def test_vocabularies_that_are_not_known(tmp_path: Path) -> None:
 def test_nothing_that_people_write_is_huge() -> None:
     with pytest.raises(LlamaError, match="rotary"):
         ModelConfig(48, 1, 4, 4, 12, 64, 99, 64, rope_divisors=(1.0,) * 5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, float("inf")) for key in ("hidden_size", "head_dim", "vocab_size", "num_attention_heads",
+                                          "num_key_value_heads", "num_hidden_layers", "intermediate_size")),
+        ("max_position_embeddings", float("inf")),
+        ("rms_norm_eps", float("nan")),
+        ("rms_norm_eps", -1.0),
+        ("rope_theta", -1.0),
+        ("rope_theta", float("nan")),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_model_has(key: str, value: float) -> None:
+    config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
+              "intermediate_size": 128, "vocab_size": 300, "rms_norm_eps": 1e-5}  # fmt: skip
+    assert ModelConfig.from_hf(config).dim == 64
+    with pytest.raises(LlamaError):
+        ModelConfig.from_hf({**config, key: value})
+    metadata = {"general.architecture": "llama", "llama.embedding_length": 64, "llama.attention.head_count": 4,
+                "llama.block_count": 2, "llama.feed_forward_length": 128, "tokenizer.ggml.tokens": ["a"] * 300,
+                "llama.context_length": 512, "llama.attention.layer_norm_rms_epsilon": 1e-5}  # fmt: skip
+    assert ModelConfig.from_gguf(metadata, True).dim == 64
+    for name in ("llama.context_length", "llama.block_count", "llama.rope.dimension_count", "llama.rope.freq_base"):
+        for wrong in (float("inf"), float("nan")):
+            with pytest.raises(LlamaError):
+                ModelConfig.from_gguf({**metadata, name: wrong}, True)

@@ -157,7 +157,6 @@ def test_cancelled_and_left_requests_free_their_place(own: Engine) -> None:
     left = own.generate(ask(own, FACTS), SamplingParams(max_tokens=400))
     for _ in left:
         break
-    iter(left).close()  # type: ignore[attr-defined]
     cancelled = own.generate(ask(own, FACTS * 3), SamplingParams(max_tokens=400))
     pieces = iter(cancelled)
     threading.Timer(0.02, cancelled.cancel).start()
