@@ -45,7 +45,7 @@ def test_equals_one_at_a_time(
         assert found[i].usage.prompt_tokens == len(prompt)
         assert found[i].usage.answer_tokens >= len(found[i].tokens)
         assert found[i].usage.prefill_s > 0
-    assert len({found[i].usage.answer_tokens for i in found}) > 3, "rows come free at different times"
+    assert len({found[i].usage.answer_tokens for i in found}) > 2, "rows come free at different times"
 
 
 def test_sampled_rows_keep_their_seed(engine: Engine, prompts: list[list[int]]) -> None:
