@@ -126,7 +126,8 @@ class Lora(Adapter):
             return whole
         with torch.no_grad():  # the norm counts as a constant (section 4.3)
             norm = (dense(linear).float() + scale * (pair.B @ pair.A)).norm(dim=1)
-        return (pair.magnitude / norm).to(x.dtype) * whole
+        factor: Tensor = (pair.magnitude / norm).to(x.dtype)
+        return factor * whole
 
     def merge(self, model: Transformer) -> dict[str, Tensor]:
         before = {}
