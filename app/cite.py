@@ -14,6 +14,7 @@ from langchain_core.documents import Document
 END = re.compile(r"[。！？；]+|[.!?]+[\"'”’)\]]*(?=\s)")
 NUMBERED = re.compile(r"\s*\d+\.")  # the number of a list item ends nothing
 NUMBERS = re.compile(r"(?:\d{1,3}[.)、]\s*)+")
+ITEM = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)、])\s+")  # what a list item begins with
 # A line that stands by itself: a heading, a table row, a list item. Other line breaks (a PDF has them in mid-sentence)
 # end nothing unless an empty line follows.
 OWN_LINE = re.compile(r"\s*(?:#{1,6} |\||[-*+•] |\d+[.)、] |$)")
@@ -212,7 +213,8 @@ def cite(answer: str, chunks: Sequence[Document], likely: Likely | None = None) 
     for start, end in parts:
         # The number of a list item that was left empty says nothing; alone, it may be the answer.
         bare = len(parts) > 1 and NUMBERS.fullmatch(answer[start:end])
-        support, found = (None, None) if bare else _support(answer[start:end], chunks, likely)
+        said = ITEM.sub("", answer[start:end]) if len(parts) > 1 else answer[start:end]
+        support, found = (None, None) if bare else _support(said, chunks, likely)
         numbers: tuple[int, ...] = ()
         if found is not None:
             index, quote = found

@@ -162,9 +162,15 @@ def _bytes(count: int) -> str:
     return f"{count / (1 << 30):.1f} GB" if count >= 1 << 30 else f"{count / (1 << 20):.1f} MB"
 
 
+KINDS = {"llama": "a LLaMA", "embedder": "a sentence-transformers folder", "reranker": "a cross-encoder's folder"}
+
+
 def _models(settings: Settings) -> Iterator[Row]:
-    """The model and the embedder that the settings name; default ones against their hashes, others by their kind."""
-    for check, name, kind in (("model", settings.model, "llama"), ("embedder", settings.embedder, "embedder")):
+    """The models that the settings name; default ones against their hashes, others by their kind."""
+    named = [("model", settings.model, "llama"), ("embedder", settings.embedder, "embedder")]
+    if settings.cross_encoder is not None:
+        named.append(("rerank", settings.rerank, "reranker"))
+    for check, name, kind in named:
         default = next((each for each in CATALOGUE if each.name == name), None)
         path = settings.path_of_model(name)
         if default and path == settings.models / name:
@@ -173,7 +179,7 @@ def _models(settings: Settings) -> Iterator[Row]:
             mend = f"put it there, or take `{check}` out of the settings to use the default one"
             yield Row(check, "fail", f"{path} does not exist", mend)
         elif kind_of(path) != kind:
-            article = "a LLaMA" if kind == "llama" else "a sentence-transformers folder"
+            article = KINDS[kind]
             mend = f"set `{check}` to another; `paddock models list` shows what there is"
             yield Row(check, "fail", f"{path} is not {article}", mend)
         else:

@@ -59,8 +59,8 @@ class Retrieved(_Prompted):
         return question.paragraph in self._corpus.paragraphs_of(chunk) and _answers(chunk, question)
 
     def gold(self, question: GroundedQuestion) -> Document | None:
-        chunk: Document
-        for chunk in (*self._found(question), *self._chunks.get(question.group, ())):
+        known: list[Document] = [*self._found(question), *self._chunks.get(question.group, ())]
+        for chunk in known:
             if self._is_gold(chunk, question):
                 return chunk
         return None

@@ -18,7 +18,7 @@ from app.errors import AppError
 if TYPE_CHECKING:
     from llama.checkpoint import Checkpoint
 
-Kind = Literal["llama", "embedder", "unknown"]
+Kind = Literal["llama", "embedder", "reranker", "unknown"]
 
 DTYPES = {"float32": 4, "bfloat16": 2}  # what weights, and keys and values, are kept in, and its bytes
 
@@ -61,15 +61,18 @@ def kind_of(path: Path) -> Kind:
     """What a file or folder is, by its content; its name plays no part."""
     if path.is_file():
         return "llama" if _gguf_architecture(path) == "llama" else "unknown"
-    if (path / "modules.json").is_file():
-        return "embedder"
     if (path / "params.json").is_file() and not (path / "config.json").is_file():
         return "llama" if next(path.glob("consolidated.*.pth"), None) else "unknown"
     try:
         config = json.loads((path / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
-        return "unknown"
-    return "llama" if isinstance(config, dict) and config.get("model_type") in ("llama", "mistral") else "unknown"
+        config = None
+    config = config if isinstance(config, dict) else {}
+    if any(str(each).endswith("ForSequenceClassification") for each in config.get("architectures") or ()):
+        return "reranker"  # also where sentence-transformers saved it, with a modules.json
+    if (path / "modules.json").is_file():
+        return "embedder"
+    return "llama" if config.get("model_type") in ("llama", "mistral") else "unknown"
 
 
 def _gguf_architecture(path: Path) -> str | None:

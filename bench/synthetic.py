@@ -117,16 +117,16 @@ def build(services: Services, size: int) -> float:
     store = services.store(KB, create=True)
     folder = folder_of(services.ingestor.keyword, KB)
     keyword = KeywordIndex(folder, create=read_id(folder) is None)
-    done = min(store.count(), keyword.count()) // PART * PART
-    if done >= size // PART * PART and store.count() >= size:
-        done = size
+    stored, known = store.count(), keyword.count()
+    done = min(stored, known)
     materials = [material(services, chinese) for chinese in (False, True)] if done < size else []
-    for start in range(done, size, PART):
+    for start in range(done // PART * PART, size if done < size else 0, PART):
         n = min(PART, size - start)
         texts, vectors = chunks(materials, start, n)
         made = documents(texts, start)
-        store.add_documents(made, embeddings=vectors)
-        for first in range(0, n, CHUNKS_OF_A_DOCUMENT):
+        if stored < start + n:
+            store.add_documents(made, embeddings=vectors)
+        for first in range(0, n if known < start + n else 0, CHUNKS_OF_A_DOCUMENT):
             part = made[first : first + CHUNKS_OF_A_DOCUMENT]
             keyword.put(part[0].metadata["doc_id"], [(str(each.id), each.page_content) for each in part])
         keyword.commit()

@@ -3,8 +3,9 @@
 Every candidate is scored by both sides. A candidate's relevance is w * cosine + (1 - w) * BM25, each brought to [0, 1]
 among the candidates (convex combination; Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval",
 ACM TOIS 2023). Here w is not a constant but a logistic function of what can be seen of the question: how much of it the
-embedder can read, how much of its weight the index has words for, and whether the two sides agree in general, that is
-correlate over the candidates. The parameters lie in fusion.json; scripts/fit_fusion.py learns and tests them.
+embedder can read, how much of its weight the index has words for, and whether meaning agrees with words: how the two
+correlate over what was found by words. (Over all candidates they correlate less than they should: what has neither is
+not among them.) The parameters lie in fusion.json; scripts/fit_fusion.py learns and tests them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 FEATURES = ("constant", "covered", "correlation", "known")
+AGREEING = 50  # candidates of the highest BM25 scores, over which the sides are compared
 DATA = Path(__file__).with_name("fusion.json")
 
 
@@ -43,6 +45,8 @@ class Candidates:
     def features(self) -> Array:
         """What the weight depends on (len(FEATURES),)."""
         near, words = self.sides
+        found = [i for i in np.argsort(-words, kind="stable")[:AGREEING] if words[i] > 0]
+        near, words = near[found], words[found]
         flat = len(near) < 3 or near.std() == 0 or words.std() == 0
         correlation = 0.0 if flat else float(np.corrcoef(near, words)[0, 1])
         return np.array([1.0, self.covered, correlation, self.known])

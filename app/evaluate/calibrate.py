@@ -12,9 +12,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from langchain_core.retrievers import BaseRetriever
 from numpy.typing import NDArray
 
 from app.confidence import COVERED, FEATURES, MEANING, OF_WORDS, Calibration, Evidence, evidence_of, identity
@@ -94,10 +96,15 @@ def _of_own(gold: Gold, dataset: Dataset, place: Corpus) -> Iterator[Asked]:
 
 def _evidence(gold: Gold, place: Corpus, k: int, leave_out: str | None = None) -> Evidence | None:
     services = place.services
-    retriever = services.retriever(gold.kb or services.settings.kb, k, "hybrid")
+    retriever = _retriever(services, gold.kb or services.settings.kb, k)
     passages = [] if retriever is None else retriever.invoke(gold.question)
     kept = [each for each in passages if each.metadata["source"] != leave_out]
     return evidence_of(gold.question, kept, services.embedder.coverage)
+
+
+@lru_cache(maxsize=64)  # to make one, the inbox is looked through
+def _retriever(services: Services, kb: str, k: int) -> BaseRetriever | None:
+    return services.retriever(kb, k, "hybrid")
 
 
 def _languages(dataset: Dataset) -> set[str]:

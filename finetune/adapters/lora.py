@@ -121,11 +121,13 @@ class Lora(Adapter):
             return _beside(linear.weight, pair, x, scale)
         inside = F.dropout(x, dropout) if dropout else x
         low = F.linear(F.linear(inside, pair.A.to(x.dtype)), pair.B.to(x.dtype)) * scale
+        whole: Tensor = linear(x) + low
         if pair.magnitude is None:
-            return linear(x) + low  # type: ignore[no-any-return]
+            return whole
         with torch.no_grad():  # the norm counts as a constant (section 4.3)
             norm = (dense(linear).float() + scale * (pair.B @ pair.A)).norm(dim=1)
-        return (pair.magnitude / norm).to(x.dtype) * (linear(x) + low)  # type: ignore[no-any-return]
+        factor: Tensor = (pair.magnitude / norm).to(x.dtype)
+        return factor * whole
 
     def merge(self, model: Transformer) -> dict[str, Tensor]:
         before = {}

@@ -64,6 +64,7 @@ def test_the_stream_gives_chunks_then_text_then_the_answer() -> None:
     assert events[0] == [HAY]
     assert events[1:-1] == ["two", " words"]
     assert isinstance(events[-1], Answer)
+    assert "".join(list(answerer(Backend([HAY], "two [1] words")).stream("q", "default", 4))[1:-1]) == "two words"
 
 
 @pytest.mark.parametrize(("kb", "says"), [("default", REFUSAL["en"]), ("empty", "holds no documents")])

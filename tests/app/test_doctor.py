@@ -146,6 +146,17 @@ def test_a_configured_model_elsewhere_is_good(home: Path, gguf_path: Path, embed
     assert (row(settings, "model").status, row(settings, "embedder").status) == ("ok", "ok")
 
 
+def test_a_cross_encoder_is_looked_for(home: Path, tmp_path: Path, embedder_path: Path) -> None:
+    def told(rerank: str) -> list[str]:
+        found = diagnose(load_settings({"PADDOCK_HOME": str(home)}, rerank=rerank))
+        return [each.status for each in found if each.check == "rerank"]
+
+    (tmp_path / "cross").mkdir()
+    (tmp_path / "cross" / "config.json").write_text('{"architectures": ["BertForSequenceClassification"]}')
+    assert told("off") == told("likelihood") == []
+    assert (told(str(tmp_path / "cross")), told("nowhere"), told(str(embedder_path))) == (["ok"], ["fail"], ["fail"])
+
+
 @pytest.mark.parametrize(
     "statements",
     [

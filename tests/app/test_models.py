@@ -402,3 +402,12 @@ def test_rubbish_and_absence_give_one_line(tmp_path: Path) -> None:
         with pytest.raises(AppError, match=name):
             info(tmp_path / name)
     assert kind_of(tmp_path / "list") == "unknown"
+
+
+@pytest.mark.parametrize("modules", [False, True])
+def test_a_cross_encoder_is_a_reranker(tmp_path: Path, modules: bool) -> None:
+    config = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if modules:
+        (tmp_path / "modules.json").write_text("[]")
+    assert kind_of(tmp_path) == "reranker"

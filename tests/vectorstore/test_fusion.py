@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +34,22 @@ def test_each_feature_moves_the_weight_as_it_should() -> None:
     assert fusion.weight(agreeing) > fusion.weight(against)
     readable = judged([0.9, 0.5, 0.1], [0.1, 0.2, 0.3], covered=1.0)
     assert fusion.weight(readable) > fusion.weight(judged([0.9, 0.5, 0.1], [0.1, 0.2, 0.3], covered=0.2))
+
+
+def test_agreement_is_that_over_what_words_found() -> None:
+    """What only the vectors found is near and has no words: that says nothing about whether they can be trusted."""
+    found = judged([0.9, 0.7, 0.6, 0.5], [0.4, 0.3, 0.2, 0.1])
+    beside = judged([0.9, 0.7, 0.6, 0.5, 0.89, 0.88, 0.87, 0.86], [0.4, 0.3, 0.2, 0.1, 0, 0, 0, 0])
+    assert beside.features == pytest.approx(found.features)
+    assert found.features[FEATURES.index("correlation")] > 0.9
+
+
+def test_an_embedder_that_knows_nothing_is_trusted_less() -> None:
+    random = np.random.default_rng(0)
+    shares = list(np.linspace(0.5, 0.01, 50))
+    good = [0.3 + 0.5 * share + 0.03 * random.standard_normal() for share in shares]
+    chance = list(0.8 + 0.02 * random.standard_normal(50))
+    assert default_fusion().weight(judged(good, shares)) > default_fusion().weight(judged(chance, shares)) + 0.2
 
 
 def test_one_side_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -47,6 +48,11 @@ def test_articles_are_held_out_whole_and_nothing_found_is_0() -> None:
     rows = drawn(500)
     assert all(a.fold == b.fold for a, b in pairwise(rows) if a.gold.source == b.gold.source)
     assert len({each.fold for each in rows}) == calibrate.FOLDS
+    turned = [replace(each, answerable=not each.answerable) if each.fold == 0 else each for each in rows]
+    first = np.array([each.fold == 0 for each in rows])
+    before, after = calibrate.out_of_fold(rows), calibrate.out_of_fold(turned)
+    assert (before[first] == after[first]).all(), "an article's own questions have no say in its confidence"
+    assert (before[~first] != after[~first]).any()
     nothing = Asked(Gold(id="x", question="x"), "set", "other", "other", False, None)
     confidence = calibrate.out_of_fold([*rows, nothing])
     assert confidence[-1] == 0
