@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from langchain_core.documents import Document
 
 
@@ -31,6 +30,8 @@ def document(name: str, text: str | None, metadata: Any) -> Document:
 
 def cosines(vector: Sequence[float], others: Any) -> list[float]:
     """Cosine similarities of a vector (d,) and others (n, d); 0 for one without a length."""
+    import numpy as np  # here, for a run with nothing to do has no use for it
+
     one, many = np.asarray(vector, np.float32), np.asarray(others, np.float32).reshape(-1, len(vector))
     norms = np.linalg.norm(many, axis=1) * np.linalg.norm(one)
     found: list[float] = np.divide(many @ one, norms, out=np.zeros(len(many), np.float32), where=norms > 0).tolist()
