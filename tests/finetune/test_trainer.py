@@ -177,7 +177,8 @@ def test_bf16_computes_with_fp32_masters(tmp_path: Path) -> None:
             found.append(losses(made.folder))
     for exact, rounded in zip(found[:2], found[2:], strict=True):
         assert exact != rounded
-        assert exact == pytest.approx(rounded, rel=0.03)
+        assert exact[:6] == pytest.approx(rounded[:6], rel=0.02)
+        assert exact == pytest.approx(rounded, rel=0.1)  # rounding adds up from step to step
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
