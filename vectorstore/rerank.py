@@ -4,7 +4,7 @@ The fusion's relevance is what is believed of a candidate before the scorer read
 weighted sum is the logarithm of what is believed afterwards, but for a constant (Bayes' rule; for query likelihood
 Ponte and Croft, "A Language Modeling Approach to Information Retrieval", SIGIR 1998, and Sachan et al., "Improving
 Passage Retrieval with Zero-Shot Question Generation", EMNLP 2022, section 2). The weights lie in rerank.json; they were
-learned by scripts/fit_rerank.py.
+learned from 62 weighted questions of XQuAD English; scripts/fit_rerank.py learns them anew.
 """
 
 from __future__ import annotations
