@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama.cache import KVCache
 from llama.chat import Message
 from llama.engine import Engine
 from llama.errors import LlamaError
 from llama.lookup import Lookup
+from llama.prefix import PrefixTree
 from llama.sampling import Sampler, SamplingParams
 from llama.scheduler import Request
 
@@ -114,6 +116,40 @@ def test_memory_is_bounded(fast: Engine) -> None:
     with pytest.raises(LlamaError, match="kv_memory_mb"):
         list(small.generate(prompts[0], SamplingParams(max_tokens=400)))
     assert said(small, prompts[0], SamplingParams(max_tokens=5)).text, "the refusal harms nobody"
+
+
+def test_what_is_kept_leaves_room_for_what_it_is_copied_from(fast: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a prefix is stored the cache of its request is still there: both lie within the memory."""
+    engine = Engine(fast.model, fast.tokenizer, fast.template, fast.name)
+    prompt, params = ask(engine, FACTS), SamplingParams(max_tokens=4)
+    needed = (len(prompt) + params.max_tokens) * engine.cache_bytes_per_token
+    room: list[int] = []
+    store = PrefixTree.store
+
+    def watched(tree: PrefixTree, tokens: list[int], cache: KVCache, budget: int) -> None:
+        room.append(budget)
+        store(tree, tokens, cache, budget)
+
+    monkeypatch.setattr(PrefixTree, "store", watched)
+    for share, kept in ((1.5, False), (2.5, True)):
+        small = Engine(fast.model, fast.tokenizer, fast.template, fast.name, kv_memory=int(share * needed))
+        said(small, prompt, params)
+        said(small, ask(small, "Hello."), SamplingParams(max_tokens=1))  # the storing of the first is over by then
+        assert room[0] <= small.scheduler.memory - needed
+        assert (small.scheduler.prefixes.match(prompt) > len(prompt) // 2) == kept
+        room.clear()
+
+
+def test_a_long_prompt_does_not_keep_a_short_one_waiting(own: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are read in turns, a piece each."""
+    monkeypatch.setattr("llama.scheduler.PIECE", 32)
+    long, short = (own.generate(ask(own, text), SamplingParams(max_tokens=2)) for text in (FACTS, "How many beds?"))
+    assert len(long.prompt) > 3 * len(short.prompt)
+    long._submitted = short._submitted = True
+    own.scheduler.submit([long, short])
+    assert all("".join(each) == each.text for each in (short, long))
+    ends = [(each.begun or 0.0) + each.usage.prefill_s for each in (short, long)]
+    assert ends == sorted(ends)
 
 
 def test_users_take_turns(own: Engine) -> None:
