@@ -21,14 +21,15 @@ from app.errors import AppError
 
 SHIPPED = Path(__file__).with_name("calibration.json")
 CONSTANT = "constant"
-# Of the passage that retrieval ranks first: the logarithms of its share of the best BM25 score there could be, and of
-# the share of the question's idf whose terms stand in it; its cosine, times what the embedder can read of the question,
-WORDS, HELD, MEANING = "words", "held", "meaning"
-COVERED = "covered"  # and that share itself.
-FEATURES = (CONSTANT, WORDS, HELD, MEANING, COVERED)
+# Of the passage that retrieval ranks first: the logarithm of the share of the question's idf whose terms stand in it;
+# its cosine, times what the embedder can read of the question, and that share itself.
+HELD, MEANING, COVERED = "held", "meaning", "covered"
+SMALL = "small"  # how small the knowledge base is: in a large one, something always comes near
+FEATURES = (CONSTANT, HELD, SMALL, MEANING, COVERED)
 # Parameters of no embedder: they hold for every one.
-OF_WORDS = (CONSTANT, WORDS, HELD)
-NONE = 0.02, 0.05  # added to these shares, so that their logarithms exist
+OF_WORDS = (CONSTANT, HELD, SMALL)
+NONE = 0.05  # added to the share, so that its logarithm exists
+VERSION = 2  # a higher number when the features change: parameters of others mean nothing
 
 Evidence = Mapping[str, float]
 Identity = Mapping[str, Any]
@@ -70,8 +71,8 @@ def evidence_of(question: str, passages: Sequence[Document], coverage: Callable[
     covered = coverage(question)
     return {
         CONSTANT: 1.0,
-        WORDS: math.log(float(best["keyword_score"]) + NONE[0]),
-        HELD: math.log(float(best["held"]) + NONE[1]),
+        HELD: math.log(float(best["held"]) + NONE),
+        SMALL: float(best["ordinary"]),
         MEANING: covered * float(best["score"]),
         COVERED: covered,
     }
@@ -115,10 +116,10 @@ class Confidence:
 
 
 def identity(embedder: str | None) -> Identity:
-    """What a calibration depends on: the embedder, and how texts become terms."""
-    from vectorstore.analyze import VERSION
+    """What a calibration depends on: the embedder, how texts become terms, and what is seen of both."""
+    from vectorstore import analyze
 
-    return {"embedder": embedder, "terms": VERSION}
+    return {"embedder": embedder, "terms": analyze.VERSION, "features": VERSION}
 
 
 def path_of(folder: Path, of: Identity) -> Path:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vectorstore import analyze
+from vectorstore import analyze, background
 from vectorstore.errors import StoreError
 from vectorstore.marker import collection_name
 
@@ -75,10 +75,11 @@ class Terms:
     names: tuple[str, ...]
     best: float  # no chunk's BM25 score is above this
     known: float
-    weights: Mapping[str, float] = field(default_factory=dict)  # idf of every term, those it does not know as well
+    # idf of every term, those it does not know as well, in the index and ordinary text together
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def held(self, text: str) -> float:
-        """Share of the query's weight (idf) whose terms stand in a text, in [0, 1]."""
+        """Share of the query's weight (idf, see `background`) whose terms stand in a text, in [0, 1]."""
         there, whole = set(analyze.terms(text)), sum(self.weights.values())
         return sum(weight for term, weight in self.weights.items() if term in there) / whole if whole else 0.0
 
@@ -196,14 +197,17 @@ class KeywordIndex:
         total = searcher.num_docs
         weights: dict[str, float] = {}
         known: dict[str, float] = {}
+        absent = 0.0
         for term in dict.fromkeys(analyze.terms(text)):
             found = min(searcher.doc_freq("terms", term), total)  # it counts deleted chunks, too
-            weights[term] = math.log(1 + (total - found + 0.5) / (found + 0.5))
+            weights[term] = background.idf(term, found, total)
+            idf = math.log(1 + (total - found + 0.5) / (found + 0.5))  # as the scores have it
             if found:
-                known[term] = weights[term]
+                known[term] = idf
+            else:
+                absent += idf
         names = tuple(sorted(known, key=lambda term: -known[term])[:MOST_TERMS])
         kept = sum(known[name] for name in names)
-        absent = sum(weights.values()) - sum(known.values())
         whole = kept + absent
         return Terms(names, (1 + K1) * whole, kept / whole if whole else 0.0, weights)
 

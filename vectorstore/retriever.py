@@ -12,6 +12,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field
 
+from vectorstore import background
 from vectorstore.fusion import Candidates, Fusion, default_fusion
 from vectorstore.keyword import Hit, KeywordIndex, Terms
 from vectorstore.rerank import Reranker
@@ -81,8 +82,9 @@ class Retriever(BaseRetriever):
 
     A passage's metadata has "score" (float: cosine similarity to the question; in keyword mode its share of the best
     BM25 score there could be, see Hit), "keyword_score" (that share; absent in dense mode), "relevance" (float: what
-    hybrid mode ranks by), "held" (in hybrid mode, the share of the question's idf whose terms stand in it),
-    "rerank_score" (float, where it was reranked) and "page" (int, or None without pages).
+    hybrid mode ranks by), "held" and "ordinary" (in hybrid mode, the share of the question's idf whose terms stand in
+    it, and how much of what that idf rests on is ordinary text, see `background`), "rerank_score" (float, where it was
+    reranked) and "page" (int, or None without pages).
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -155,7 +157,8 @@ class Retriever(BaseRetriever):
         ranked = self.fusion.ranked(found.judged)[: self._needed]
         terms = index.analyse(query)
         taken = found.take([i for i, _ in ranked], relevance=[relevance for _, relevance in ranked])
-        return [_passage(each, held=terms.held(_read(each))) for each in taken]
+        ordinary = background.share(index.count())
+        return [_passage(each, held=terms.held(_read(each)), ordinary=ordinary) for each in taken]
 
     def candidates(self, query: str, index: KeywordIndex, view: View = View()) -> Found:
         """What either side finds, judged by both, in no order that matters."""

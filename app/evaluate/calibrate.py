@@ -1,8 +1,9 @@
 """Learns P(answerable) from questions with and without answers, and says how far it can be trusted.
 
-A question is answerable where its own documents are asked. Asked to another set's documents it is not, nor where those
-of its own article are left out. What is told of the fit comes from folds that leave whole articles out, so that no
-figure is of a question whose article was learned from.
+A question is answerable where its own documents are asked, all of the set or its article alone, as somebody does who
+has just put in a first file. Asked to another set's documents it is not, nor where those of its own article are left
+out, nor where another article stands alone. What is told of the fit comes from folds that leave whole articles out, so
+that no figure is of a question whose article was learned from.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from app.confidence import COVERED, FEATURES, MEANING, OF_WORDS, Calibration, Evidence, evidence_of, identity
 from app.errors import AppError
-from app.evaluate.corpus import Corpus
+from app.evaluate.corpus import Alone, Corpus
 from app.evaluate.questions import Dataset, Gold
 from app.prompt import language_of
 from app.services import Services
@@ -34,12 +35,14 @@ FOLDS = 5
 RIDGE = 1e-2
 STEPS = 50
 FALSE_REFUSALS = 0.03  # of the answerable questions, on average over the sets; new ones should stay below 5%
+ALONE = 24  # articles of a set that are asked alone
+OTHERS = 2  # articles that stand alone, of those that a question is asked to and that do not answer it
 SOME = 0.1  # share of a set's questions in a language, from which questions in it are asked to the set
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as it was asked: `how` is 'own', 'other' or 'without' (its article)."""
+    """A question as it was asked: `how` is 'own', 'other' or 'without' (its article), 'alone' or 'another' article."""
 
     gold: Gold
     dataset: str
@@ -57,7 +60,7 @@ class Asked:
     def fold(self) -> int:
         """The same for all questions of an article."""
         name = f"{self.dataset}/{self.gold.source or self.gold.id}"
-        return int(hashlib.sha256(name.encode()).hexdigest(), 16) % FOLDS
+        return _digest(name) % FOLDS
 
     def to_json(self, confidence: float) -> Row:
         return {
@@ -75,28 +78,54 @@ class Asked:
 # -- asking ------------------------------------------------------------------------------------------------------
 
 
-def ask(sets: Sequence[tuple[Dataset, Corpus]], advance: Callable[[int, str], None]) -> Iterator[Asked]:
-    """Every question, to its own documents, to those without its article, and to the other sets' in its language."""
-    languages = {dataset.name: _languages(dataset) for dataset, _ in sets}
-    for dataset, place in sets:
+def chosen(dataset: Dataset) -> list[str]:
+    """The articles that are asked alone: ALONE of those with questions, by chance that is the same every time."""
+    of_one = [gold for gold in dataset.questions if gold.answerable and gold.kb is None]
+    return sorted({gold.source for gold in of_one if gold.source is not None}, key=_digest)[:ALONE]
+
+
+def _digest(name: str) -> int:
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16)
+
+
+def ask(sets: Sequence[tuple[Dataset, Corpus, Alone]], advance: Callable[[int, str], None]) -> Iterator[Asked]:
+    """Every question, to its own documents, all or one, to those without its article, and to others in its language."""
+    languages = {dataset.name: _languages(dataset.questions) for dataset, _, _ in sets}
+    for dataset, place, alone in sets:
+        single = {
+            source: _languages([gold for gold in dataset.questions if gold.source == source]) for source in alone.kbs
+        }
         for gold in dataset.questions:
             yield from _of_own(gold, dataset, place)
-            for other, elsewhere in sets:
+            yield from _of_one(gold, dataset, alone, single)
+            for other, elsewhere, _ in sets:
                 if other is not dataset and gold.answerable and language_of(gold.question) in languages[other.name]:
-                    yield Asked(gold, dataset.name, other.name, "other", False, _evidence(gold, elsewhere, K))
+                    found = _evidence(gold, elsewhere.services, None, K)
+                    yield Asked(gold, dataset.name, other.name, "other", False, found)
             advance(1, gold.id)
 
 
 def _of_own(gold: Gold, dataset: Dataset, place: Corpus) -> Iterator[Asked]:
-    yield Asked(gold, dataset.name, dataset.name, "own", gold.answerable, _evidence(gold, place, K))
+    found = _evidence(gold, place.services, gold.kb, K)
+    yield Asked(gold, dataset.name, dataset.name, "own", gold.answerable, found)
     if gold.answerable and gold.source is not None and len(place.articles) > 1:
-        found = _evidence(gold, place, DEPTH, leave_out=gold.source)
+        found = _evidence(gold, place.services, gold.kb, DEPTH, leave_out=gold.source)
         yield Asked(gold, dataset.name, dataset.name, "without", False, found)
 
 
-def _evidence(gold: Gold, place: Corpus, k: int, leave_out: str | None = None) -> Evidence | None:
-    services = place.services
-    retriever = _retriever(services, gold.kb or services.settings.kb, k)
+def _of_one(gold: Gold, dataset: Dataset, alone: Alone, languages: Mapping[str, set[str]]) -> Iterator[Asked]:
+    if not gold.answerable or gold.kb is not None or gold.source is None or gold.source not in alone.kbs:
+        return
+    found = _evidence(gold, alone.services, alone.kbs[gold.source], K)
+    yield Asked(gold, dataset.name, gold.source, "alone", True, found)
+    others = [each for each in alone.kbs if each != gold.source and language_of(gold.question) in languages[each]]
+    for other in sorted(others, key=lambda name: _digest(f"{gold.id}/{name}"))[:OTHERS]:
+        found = _evidence(gold, alone.services, alone.kbs[other], K)
+        yield Asked(gold, dataset.name, other, "another", False, found)
+
+
+def _evidence(gold: Gold, services: Services, kb: str | None, k: int, leave_out: str | None = None) -> Evidence | None:
+    retriever = _retriever(services, kb or services.settings.kb, k)
     passages = [] if retriever is None else retriever.invoke(gold.question)
     kept = [each for each in passages if each.metadata["source"] != leave_out]
     return evidence_of(gold.question, kept, services.embedder.coverage)
@@ -107,9 +136,9 @@ def _retriever(services: Services, kb: str, k: int) -> BaseRetriever | None:
     return services.retriever(kb, k, "hybrid")
 
 
-def _languages(dataset: Dataset) -> set[str]:
-    counts = Counter(language_of(gold.question) for gold in dataset.questions)
-    return {language for language, count in counts.items() if count >= SOME * len(dataset.questions)}
+def _languages(questions: Sequence[Gold]) -> set[str]:
+    counts = Counter(language_of(gold.question) for gold in questions)
+    return {language for language, count in counts.items() if count >= SOME * len(questions)}
 
 
 # -- fitting -----------------------------------------------------------------------------------------------------

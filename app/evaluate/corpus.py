@@ -146,6 +146,33 @@ def of_folder(folder: Path, settings: Settings, progress: Callable[[Event], None
     return Corpus(made, {}, report)
 
 
+@dataclass(frozen=True)
+class Alone:
+    """Documents that are each the only one of a knowledge base. kbs: source -> the knowledge base's name."""
+
+    services: Services
+    kbs: Mapping[str, str]
+
+
+def each_alone(
+    place: Corpus, kb: str, sources: Sequence[str], settings: Settings, progress: Callable[[Event], None]
+) -> Alone:
+    """A knowledge base for each of these documents of `place`, in a state folder of their own; what fails is absent."""
+    paths = {source: place.services.ingestor.inbox.path_of(kb, source) for source in sources}
+    files = {source: path.read_bytes() for source, path in paths.items() if path.is_file()}
+    kbs = {source: f"alone-{n}" for n, source in enumerate(files)}
+
+    def write(folder: Path) -> None:
+        for source, data in files.items():
+            path = folder / kbs[source] / source
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    made = _built([("one each", b""), *files.items()], write, settings)
+    reports = {source: _ingested(made, name, progress) for source, name in kbs.items()}
+    return Alone(made, {source: name for source, name in kbs.items() if not reports[source].failed})
+
+
 def _ingested(made: Services, kb: str, progress: Callable[[Event], None]) -> Report:
     """Brings a throw-away knowledge base up to date; one of another embedder is nobody's loss, and made anew."""
     row, now = made.ingestor.manifest.kb(kb), made.embedder.identity

@@ -193,12 +193,16 @@ def run_calibrate(inputs: Sequence[Inputs], services: Services, out: Path | None
     for each in inputs:
         dataset = each.read(settings.seed)
         answers.require_answers(dataset.questions)
-        sets.append((dataset, each.corpus(dataset, services)))
+        asked_to = each.corpus(dataset, services)
+        with ingest_bar() as progress:
+            kb = asked_to.services.settings.kb
+            alone = corpus.each_alone(asked_to, kb, calibrate.chosen(dataset), settings, progress)
+        sets.append((dataset, asked_to, alone))
         tell_faults(dataset.faults)
     started = time.perf_counter()
-    with bar(sum(len(dataset.questions) for dataset, _ in sets), "question") as advance:
+    with bar(sum(len(dataset.questions) for dataset, _, _ in sets), "question") as advance:
         asked = list(calibrate.ask(sets, advance))
-    names = [dataset.name for dataset, _ in sets]
+    names = [dataset.name for dataset, _, _ in sets]
     made, confidence = calibrate.calibrate(asked, services, names)
     place = confidence_of.path_of(services.calibration, made[0].holds_for) if out is None else out
     confidence_of.write(place, made[:1] if out is None else made)

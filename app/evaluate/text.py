@@ -54,7 +54,13 @@ def render(results: dict[str, Any]) -> str:
 
 def _calibrate(results: dict[str, Any]) -> str:
     """What is refused of each group of questions, and what each feature is worth."""
-    told = {"own": "own documents", "without": "without its article", "other": "other documents"}
+    told = {
+        "own": "own documents",
+        "alone": "its article alone",
+        "without": "without its article",
+        "other": "other documents",
+        "another": "another article",
+    }
     threshold, questions = results["threshold"], results["dataset"]["questions"]
     width = max(len(each["dataset"]) for each in results["groups"])
     lines = [f"{questions} questions; {results['embedder']}; refused below {threshold:.3f}, articles held out"]

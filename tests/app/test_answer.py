@@ -100,12 +100,12 @@ def test_refusals_are_told_from_answers() -> None:
 
 def judged(threshold: float) -> Confidence:
     """P(answerable) is 1/2 for a passage with all of the question's words, and next to 0 for one with none."""
-    learned = Calibration({}, {"constant": 0.0, "words": 4.0}, threshold)
+    learned = Calibration({}, {"constant": 0.0, "held": 4.0}, threshold)
     return Confidence(learned, lambda text: 1.0)
 
 
 def found(share: float, **more: Any) -> Document:
-    return chunk(HAY.page_content, "feed.txt", keyword_score=share, relevance=share, held=share, **more)
+    return chunk(HAY.page_content, "feed.txt", keyword_score=share, relevance=share, held=share, ordinary=0.2, **more)
 
 
 @pytest.mark.parametrize(("share", "refused"), [(0.05, True), (0.95, False)])
@@ -118,7 +118,7 @@ def test_a_question_is_refused_below_the_threshold_on_every_path(share: float, r
     assert isinstance(other, Answer)
     assert [one.refused, other.refused] == [refused, refused]
     assert backend.asked == (0 if refused else 2), "a refusal does not ask the model"
-    assert one.confidence == other.confidence == pytest.approx(1 / (1 + (share + 0.02) ** -4))
+    assert one.confidence == other.confidence == pytest.approx(1 / (1 + (share + 0.05) ** -4))
     assert one.passages == backend.chunks
     assert ("feed.txt" in one.answer) == refused
     backend.confidence = Confidence(judged(0.2).calibration, lambda text: 1.0, threshold=0.0)

@@ -26,8 +26,8 @@ from .fakes import chunk
 DEFAULT = "all-MiniLM-L6-v2@0b40d68aaba8"
 
 
-def passage(share: float, cosine: float, relevance: float = 1.0, held: float = 0.5) -> object:
-    return chunk("text", score=cosine, keyword_score=share, relevance=relevance, held=held)
+def passage(held: float, cosine: float, relevance: float = 1.0, ordinary: float = 0.2) -> object:
+    return chunk("text", score=cosine, relevance=relevance, held=held, ordinary=ordinary)
 
 
 def test_the_shipped_parameters_hold_for_the_default_embedder_and_for_any(tmp_path: Path) -> None:
@@ -50,6 +50,7 @@ def test_a_calibration_of_one_s_own_is_for_its_embedder_and_terms_alone(tmp_path
     assert found == own
     assert find(tmp_path, identity("bge@2"))[1] == "words"
     assert find(tmp_path, {**identity(DEFAULT), "terms": 999})[1] != "shipped"
+    assert find(tmp_path, {**identity(DEFAULT), "features": 1})[1] != "shipped"
 
 
 @pytest.mark.parametrize("text", ["", "[{}]", "[1]", "{"])
@@ -70,9 +71,9 @@ def test_more_evidence_is_more_confidence() -> None:
         return found
 
     assert of(passage(0.5, 0.6)) > of(passage(0.1, 0.6)) > of(passage(0.1, 0.2))
-    assert of(passage(0.3, 0.4, held=0.9)) > of(passage(0.3, 0.4, held=0.2))
+    assert of(passage(0.3, 0.4, ordinary=0.9)) > of(passage(0.3, 0.4, ordinary=0.1)), "little to come near by chance"
     assert of(passage(0.5, 0.6), passage(0.1, 0.1, 0.5)) == of(passage(0.1, 0.1, 0.5), passage(0.5, 0.6))
-    assert 0 < of(passage(0.0, -1.0, held=0.0)) < judge.threshold < of(passage(0.6, 0.7, held=0.9)) < 1
+    assert 0 < of(passage(0.0, -1.0)) < judge.threshold < of(passage(0.9, 0.7)) < 1
 
 
 def test_where_nothing_is_known() -> None:

@@ -113,11 +113,13 @@ def test_a_file_dropped_into_the_inbox_is_indexed(server: Server, page: Any) -> 
 
 
 def test_a_running_answer_can_be_stopped(server: Server, page: Any) -> None:
-    (server.home / "inbox" / "story.txt").write_text("A llama walked up a hill and looked around. " * 60)
+    deeds = ("drank water", "ate hay", "met a dog", "lost a bell", "saw a fox", "carried wood", "crossed the ice")
+    days = [f"On day {n} of the walk the llama Kusi {deeds[n % 7]} at mile {n * 7 % 30}." for n in range(1, 31)]
+    (server.home / "inbox" / "story.txt").write_text(" ".join(days))
     page.goto(f"{server.url}/documents")
     page.get_by_test_id("stMarkdown").filter(has_text="story.txt").get_by_text("indexed").wait_for()
     page.get_by_role("link", name="Ask").click()
-    ask(page, "Tell the story of the llama in many words.")
+    ask(page, "Write down every day of the walk: On day 1 of the walk the llama Kusi")
     page.get_by_role("button", name="Stop").click()
     page.get_by_text("Stopped.").wait_for(timeout=20_000)
     assert page.get_by_role("button", name="Stop").count() == 0

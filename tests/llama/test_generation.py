@@ -141,6 +141,21 @@ def test_stop_text(pieces: list[str], shown: str) -> None:
     assert stop.hit == (shown in ("abc", "ab", "EN"))
 
 
+@pytest.mark.parametrize(
+    ("stops", "pieces", "shown"),
+    [
+        (["aab"], ["xaa", "b"], ["x", ""]),  # what is held back is the longest that may become one
+        (["aab"], ["xaa", "ab"], ["x", "a"]),
+        (["CD", "B"], ["xABCD"], ["xA"]),  # the first in the text, not in the list
+        (["B", "CD"], ["xCDAB"], ["x"]),
+    ],
+)
+def test_stop_texts_that_overlap(stops: list[str], pieces: list[str], shown: list[str]) -> None:
+    stop = StopText(stops)
+    assert [stop.push(piece) for piece in pieces] == shown
+    assert (stop.hit, stop.flush()) == (True, "")
+
+
 def test_a_device_that_is_not_there() -> None:
     with pytest.raises(LlamaError, match="--device"):
         choose_device("cuda:77")
@@ -151,7 +166,8 @@ def test_a_device_that_is_not_there() -> None:
 def test_a_loop_is_cut_out_of_the_text(engine: Engine) -> None:
     """What was streamed cannot be taken back, but text and tokens hold the sentence once."""
     start, cycle = engine.tokenizer.encode("Well:"), engine.tokenizer.encode(" again and again")
-    decoding = Decoding(engine.tokenizer, SamplingParams(stop_loops=True), [1], threading.Event())
+    params = SamplingParams(stop_loops=True, logprobs=True)
+    decoding = Decoding(engine.tokenizer, params, [1], threading.Event())
     streamed = ""
     for token in start + cycle * 20:
         if decoding.done:
@@ -162,8 +178,17 @@ def test_a_loop_is_cut_out_of_the_text(engine: Engine) -> None:
     assert decoding.usage.finish_reason == "stop"
     assert decoding.text == "Well: again and again"
     assert decoding.tokens == start + cycle
+    assert len(decoding.logprobs) == len(decoding.tokens)
     assert streamed.startswith("Well: again and again again and again")
     assert decoding.usage.answer_tokens > len(decoding.tokens)
+
+
+def test_what_was_held_back_for_a_stop_string_is_given_at_the_end(engine: Engine) -> None:
+    whole = engine.generate(ask(engine), SamplingParams(max_tokens=8))
+    assert "".join(whole) == whole.text
+    waiting = SamplingParams(max_tokens=8, stop=(whole.text[-5:] + " and not this",))
+    request = engine.generate(ask(engine), waiting)
+    assert "".join(request) == request.text == whole.text
 
 
 def test_half_a_character_is_no_text(engine: Engine) -> None:

@@ -71,6 +71,15 @@ def test_drafts_continue_what_stood_before() -> None:
     assert lookup.draft(0) == []
 
 
+def test_drafts_grow_while_they_hold() -> None:
+    lookup = Lookup([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 1, 2])
+    sizes = [len(lookup.draft(9))]
+    for drafted, accepted in ((3, 3), (5, 5), (7, 7), (7, 2), (3, 0), (1, 0), (0, 0)):
+        lookup.learn(drafted, accepted)
+        sizes.append(len(lookup.draft(9)))
+    assert sizes == [3, 5, 7, 7, 3, 1, 1, 1]
+
+
 def test_a_prompt_is_not_read_twice(own: Engine) -> None:
     params = SamplingParams(max_tokens=24)
     question = ask(own, FACTS + "\nHow many beds are there?")
@@ -171,6 +180,20 @@ def test_users_take_turns(own: Engine) -> None:
     for thread in threads:
         thread.join(60)
     assert len(ended) == 11
+
+
+def test_no_more_run_at_once_than_there_are_rows(own: Engine) -> None:
+    own.scheduler.rows = 2
+    most = 0
+    requests = [own.generate(ask(own, f"Count to {n}."), SamplingParams(max_tokens=6)) for n in range(5)]
+    for request in requests:
+        request._submitted = True
+    own.scheduler.submit(requests)
+    for request in requests:
+        for _ in request:
+            most = max(most, own.scheduler.running)
+    assert most == 2
+    assert all(request.usage.answer_tokens == 6 for request in requests)
 
 
 def test_a_batch_lets_others_in(own: Engine) -> None:

@@ -91,14 +91,16 @@ def test_calibrate(home: Path, squad: Path, tmp_path: Path) -> None:
     done = paddock(home, "eval", "calibrate", "--squad", squad, "--json", "--report", tmp_path / "report", "-o", out)
     results = json.loads(done.stdout)
     groups = {(each["how"], each["answerable"]): each["n"] for each in results["groups"]}
-    assert groups == {("own", True): 4, ("own", False): 1, ("without", False): 4}
+    own = {("own", True): 4, ("own", False): 1, ("without", False): 4}
+    assert groups == {**own, ("alone", True): 4, ("another", False): 3}
     assert [each["holds_for"]["embedder"] for each in json.loads(out.read_text())] == [results["embedder"], None]
     assert not (home / "calibration").exists()
     report = (tmp_path / "report" / "report.html").read_text()
     assert report.count("<svg") == 2
-    assert len((tmp_path / "report" / "calibrate.jsonl").read_text().splitlines()) == 9
+    assert len((tmp_path / "report" / "calibrate.jsonl").read_text().splitlines()) == 16
     told = paddock(home, "eval", "calibrate", "--squad", squad).stdout
     assert "without its article" in told
+    assert "its article alone" in told
     (kept,) = (home / "calibration").iterdir()
     assert json.loads(kept.read_text())[0]["threshold"] == results["threshold"]
     kept.unlink()
