@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -12,6 +12,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llama.errors import LlamaError
 from llama.tokenizer import Tokenizer
+
+PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))  # code points for private use
 
 
 class Message(TypedDict):
@@ -57,25 +59,27 @@ class ChatTemplate:
     def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """Token ids of the prompt, with exactly one BOS where the model wants one.
 
-        Only the template's own text can become a special token. In what people and documents wrote, a mark is put
-        into each spelled-out special token before rendering and taken out of the text afterwards, so that
-        `<|im_end|>` in a document is encoded as the ten characters that it is.
+        Only the template's own text can become a special token. In what people and documents wrote, each spelled-out
+        special token is hidden behind a character that stands for it before rendering, and put back into the text
+        afterwards, so that `<|im_end|>` in a document is encoded as the ten characters that it is.
         """
         special = self._tokenizer.special
-        mark = _unused_character(messages)
         spelled = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
-        guarded: list[Message] = [
-            {"role": m["role"], "content": spelled.sub(lambda hit: hit[0][0] + mark + hit[0][1:], m["content"])}
-            for m in messages
-        ]
+        free, hidden = _unused_characters(messages), dict[str, str]()
+
+        def hide(text: str) -> str:
+            return spelled.sub(lambda hit: hidden.get(hit[0]) or hidden.setdefault(hit[0], next(free)), text)
+
+        guarded: list[Message] = [{"role": hide(m["role"]), "content": hide(m["content"])} for m in messages]
         text = self.render(guarded, add_generation_prompt)
+        shown = {ord(character): token for token, character in hidden.items()}
         ids: list[int] = []
         end = 0
         for hit in spelled.finditer(text):
-            ids += self._tokenizer.encode(text[end : hit.start()].replace(mark, ""), first=not ids)
+            ids += self._tokenizer.encode(text[end : hit.start()].translate(shown), first=not ids)
             ids.append(special[hit[0]])
             end = hit.end()
-        ids += self._tokenizer.encode(text[end:].replace(mark, ""), first=not ids)
+        ids += self._tokenizer.encode(text[end:].translate(shown), first=not ids)
         bos = self._tokenizer.bos_id
         if bos is None:
             return ids
@@ -83,7 +87,7 @@ class ChatTemplate:
         return [bos] * (self._tokenizer.add_bos or begins > 0) + ids[begins:]
 
 
-def _unused_character(messages: Sequence[Message]) -> str:
-    """A private-use character that no message contains."""
-    present = {character for message in messages for character in message["content"]}
-    return next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in present)
+def _unused_characters(messages: Sequence[Message]) -> Iterator[str]:
+    """Characters for private use that no message contains."""
+    present = {character for message in messages for character in message["role"] + message["content"]}
+    return (chr(code) for area in PRIVATE for code in area if chr(code) not in present)

@@ -24,7 +24,7 @@ from llama.vectors import GROUP, LANES
 
 LINE = 64  # bytes
 SUFFIX, DIGEST = ".safetensors", 16
-FORMAT = "2"  # of what lies in the file; a change of the packing or of the rounding counts it up
+FORMAT = "3"  # of what lies in the file; a change of the packing or of the rounding counts it up
 
 
 def place_of(folder: Path, checkpoint: Path, kind: str) -> Path:
@@ -112,8 +112,11 @@ def assemble(config: ModelConfig, packed: Mapping[str, Tensor], team: Team, dtyp
         weight, scale, minimum = parts
         if weight is None or scale is None or minimum is None:
             return None
-        if scale.shape != (-(-outputs // LANES), inputs // GROUP, LANES):
+        blocks, groups = -(-outputs // LANES), inputs // GROUP
+        if scale.shape != (blocks, groups, LANES) or minimum.shape not in ((0,), scale.shape):
             return None
+        if weight.shape != (blocks, groups * GROUP // (8 if minimum.numel() else 4), LANES, 4):
+            return None  # compiled functions would read on behind its end
         made = QuantizedEmbedding if isinstance(child, nn.Embedding) else QuantizedLinear
         setattr(model.get_submodule(parent), name, made(Packed(weight, scale, minimum, outputs), team, dtype))
     if config.tied:

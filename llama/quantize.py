@@ -1,8 +1,9 @@
 """Weights of 8 or 4 bits in place of dense ones: drop-in modules, and how they are made.
 
 Rounding to nearest within groups of GROUP inputs. int8 is symmetric (as GGUF's Q8_0), int4 has a scale and a minimum
-(as Q4_1), so that a Q4_1 file is taken over without any loss. On a CPU, activations are rounded as well, to twice the
-weights' bits (`llama.integers`); nothing is calibrated.
+(as Q4_1), so that files of Q4_1 and Q4_0 are taken over without any loss; of other weights, the scale and the minimum
+are looked for that lose the least. On a CPU, activations are rounded as well, to twice the weights' bits
+(`llama.integers`); nothing is calibrated.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from llama.team import Team
 from llama.vectors import GROUP, LANES
 
 BITS = {"int8": 8, "int4": 4}
+EXACT = 1e-3  # of a scale: what floats are off by that stand on a grid of 16 steps
+SHRUNK = (0.95, 0.9, 0.85, 0.8)  # of a group's range, which numbers outside are cut to
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,62 @@ def pack(weight: Tensor, bits: int) -> Packed:
         numbers = (groups / _or_one(scale)).round_().clamp_(-127, 127) + 128
         quads = numbers.to(torch.uint8).view(*scale.shape, GROUP // 4, 4)  # [blocks, LANES, groups, steps, 4]
     else:
-        low = groups.amin(-1)
-        scale, low = ((groups.amax(-1) - low) / 15).half(), low.half()
-        numbers = ((groups - low.float()[..., None]) / _or_one(scale)).round_().clamp_(0, 15).to(torch.uint8)
-        halves = numbers.view(*scale.shape, 2, GROUP // 8, 4)
+        scale, low = _grids(groups)
+        halves = _nearest(groups, scale, low).to(torch.uint8).view(*scale.shape, 2, GROUP // 8, 4)
         quads = halves[..., 0, :, :] | halves[..., 1, :, :] << 4
         low = low.transpose(1, 2).contiguous()
     stored = quads.permute(0, 2, 3, 1, 4).reshape(blocks, -1, LANES, 4)
     return Packed(stored.contiguous(), scale.transpose(1, 2).contiguous(), low, outputs)
+
+
+def _grids(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and minimum of 16 steps for groups [..., GROUP], each [...] in fp16.
+
+    They go from the least value to the greatest, as Q4_1 has them, or have the value of the largest magnitude at one
+    end and 0 on the grid, as Q4_0. Where neither is exact, ranges that leave a few values outside are tried as well,
+    each fitted to the numbers it gives by least squares.
+    """
+    low, high = groups.amin(-1), groups.amax(-1)
+    largest = torch.where(-low > high, low, high)
+    scale, minimum = ((high - low) / 15).half(), low.half()
+    lost = _lost(groups, scale, minimum)
+    _take_better(groups, (scale, minimum, lost), (largest / -8).half(), largest.half())
+    open_ = lost > (EXACT * scale.float()).square() * GROUP
+    if open_.any():
+        some, best = groups[open_], (scale[open_], minimum[open_], lost[open_])
+        low, high = low[open_], high[open_]
+        for share in (1.0, *SHRUNK):
+            numbers = _nearest(some, ((high - low) * share / 15).half(), (low * share).half())
+            _take_better(some, best, *_fitted(some, numbers))
+        scale[open_], minimum[open_] = best[:2]
+    return scale, minimum
+
+
+def _nearest(groups: Tensor, scale: Tensor, low: Tensor) -> Tensor:
+    """The numbers 0 to 15 of values [..., GROUP]."""
+    return ((groups - low.float()[..., None]) / _or_one(scale)).round_().clamp_(0, 15)
+
+
+def _lost(groups: Tensor, scale: Tensor, low: Tensor) -> Tensor:
+    """The sum of squares [...] that groups are off by on these grids."""
+    found = _nearest(groups, scale, low) * scale.float()[..., None] + low.float()[..., None]
+    return (groups - found).square().sum(-1)
+
+
+def _take_better(groups: Tensor, best: tuple[Tensor, Tensor, Tensor], scale: Tensor, low: Tensor) -> None:
+    """Puts a grid in the place of the best one (scale, minimum, loss) wherever it loses less."""
+    lost = _lost(groups, scale, low)
+    better = lost < best[2]
+    for old, new in zip(best, (scale, low, lost), strict=True):
+        old[better] = new[better]
+
+
+def _fitted(groups: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and minimum in fp16 that come nearest to values [..., GROUP] with these numbers (linear regression)."""
+    mean, middle = numbers.mean(-1, keepdim=True), groups.mean(-1, keepdim=True)
+    spread = (numbers - mean).square().sum(-1)
+    slope = ((numbers - mean) * (groups - middle)).sum(-1) / torch.where(spread == 0, 1, spread)
+    return slope.half(), (middle[..., 0] - slope * mean[..., 0]).half()
 
 
 def _or_one(scale: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from llama.engine import load_engine
 from llama.errors import LlamaError
 from llama.sampling import SamplingParams
 from llama.tokenizer import Tokenizer
+from llama.vocabulary import Vocabulary
 
 from .formats import Shape, meta_weights, write_gguf, write_hf, write_meta
 from .vocabularies import TEXTS, as_gguf, hf_file, real, without_user_defined
@@ -93,6 +95,26 @@ def test_a_conversation_as_meta_encodes_it(spm_path: Path) -> None:
     first, second = theirs.encode("[INST] 你好 [/INST] Hi. "), theirs.encode("[INST] the bridge [/INST]")
     assert ids == [1, *first, 2, 1, *second]
     assert ours.decode(ids) == "<s>[INST] 你好 [/INST] Hi. </s><s>[INST] the bridge [/INST]"
+
+
+@pytest.mark.parametrize(
+    ("names", "typed"),
+    [(["~"], "~"), (["<s>", "<<s>>"], "<<s>>"), (["~~"], "~~~"), (["[[B]"], "[[B]"), (["<a>", "a>b"], "<a>b<a>")],
+)
+def test_what_is_typed_stays_text_whatever_the_special_tokens_look_like(names: list[str], typed: str) -> None:
+    letters = sorted({*string.printable, "\ue000"})
+    special = {name: len(letters) + i for i, name in enumerate(["[B]", "[E]", *names])}
+    place = {letter: i for i, letter in enumerate(letters)}
+    spelled = [each.encode() for each in (*letters, *special)]
+    ours = Tokenizer(
+        Vocabulary(lambda text, first: [place[c] for c in text], spelled, special, None, frozenset(), False)
+    )
+    template = ChatTemplate("{% for m in messages %}[B]{{ m.role }}{{ m.content }}[E]{% endfor %}", ours)
+    for text in (typed, f"\ue000{typed}\ue000 {typed}"):
+        for message in ({"role": "user", "content": text}, {"role": text, "content": "hey"}):
+            ids = template.encode([message])  # type: ignore[list-item]
+            assert [token for token in ids if token in special.values()] == [special["[B]"], special["[E]"]]
+            assert ours.decode(ids) == f"[B]{message['role']}{message['content']}[E]"
 
 
 def test_streams_lose_nothing(tokenizer: Tokenizer) -> None:
