@@ -26,9 +26,15 @@ def choose(kb: str) -> tuple[Filter | None, bool]:
             "source": st.text_input(
                 t("limit_source"), placeholder="2026/*.pdf", key=f"limit-source-{kb}", persist_state="session"
             ),
-            "type": st.multiselect(t("limit_type"), types, key=f"limit-type-{kb}", persist_state="session"),
+            "type": st.multiselect(
+                t("limit_type"), types, placeholder=t("any"), key=f"limit-type-{kb}", persist_state="session"
+            ),
             "language": st.multiselect(
-                t("limit_language"), ingestor.manifest.languages(kb), key=f"limit-lang-{kb}", persist_state="session"
+                t("limit_language"),
+                ingestor.manifest.languages(kb),
+                placeholder=t("any"),
+                key=f"limit-lang-{kb}",
+                persist_state="session",
             ),
             "after": _day("limit_after", kb),
             "before": _day("limit_before", kb),

@@ -15,6 +15,7 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "limit": ("Limit to some documents", "限定文档范围"),
     "limit_source": ("Name or path", "名称或路径"),
+    "any": ("any", "不限"),
     "limit_type": ("Type", "类型"),
     "limit_language": ("Language", "语言"),
     "limit_after": ("Modified on or after", "修改日期不早于"),
