@@ -17,8 +17,8 @@ from llama.chat import Message
 from llama.decoding import Usage
 from llama.engine import Engine
 from llama.errors import LlamaError
+from llama.request import Request
 from llama.sampling import SamplingParams
-from llama.scheduler import Request
 
 ROLES = {"human": "user", "ai": "assistant", "system": "system"}
 
@@ -34,6 +34,7 @@ class ChatLlama(BaseChatModel):
 
     engine: InstanceOf[Engine] = Field(exclude=True)
     sampling: SamplingParams = SamplingParams()
+    adapter: str | None = None  # by its name; None is the bare model
 
     @property
     def _llm_type(self) -> str:
@@ -41,7 +42,8 @@ class ChatLlama(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model": self.engine.name, "dtype": str(self.engine.dtype), **dataclasses.asdict(self.sampling)}
+        known = {"model": self.engine.name, "adapter": self.adapter, "dtype": str(self.engine.dtype)}
+        return {**known, **dataclasses.asdict(self.sampling)}
 
     def _params(self, stop: list[str] | None, given: dict[str, Any]) -> SamplingParams:
         """The model's sampling with what a call changes. Raises LlamaError for a keyword that means nothing here."""
@@ -59,7 +61,7 @@ class ChatLlama(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        generation = self.engine.generate(self._encode(messages), self._params(stop, kwargs))
+        generation = self._request(messages, self._params(stop, kwargs))
         try:
             for piece in generation:
                 if run_manager is not None:
@@ -81,7 +83,7 @@ class ChatLlama(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         """Pieces of text as they come; the last chunk is empty and has the usage. Leaving the loop ends the request."""
-        generation = self.engine.generate(self._encode(messages), self._params(stop, kwargs))
+        generation = self._request(messages, self._params(stop, kwargs))
         try:
             for piece in generation:
                 chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
@@ -99,8 +101,9 @@ class ChatLlama(BaseChatModel):
             )
         )
 
-    def _encode(self, messages: Sequence[BaseMessage]) -> list[int]:
-        return self.engine.encode_chat([_plain(message) for message in messages])
+    def _request(self, messages: Sequence[BaseMessage], params: SamplingParams) -> Request:
+        ids = self.engine.encode_chat([_plain(message) for message in messages])
+        return self.engine.generate(ids, params, adapter=self.adapter)
 
     def _metadata(self, generation: Request) -> dict[str, Any]:
         """The model, the usage, and where they were asked for, each token's bytes and log-probability."""

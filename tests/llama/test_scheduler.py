@@ -19,8 +19,8 @@ from llama.engine import Engine
 from llama.errors import LlamaError
 from llama.lookup import Lookup
 from llama.prefix import PrefixTree
+from llama.request import Request
 from llama.sampling import Sampler, SamplingParams
-from llama.scheduler import Request
 
 FACTS = "The refuge stands at 2,450 metres and has 48 beds. Dinner is served at seven. Lights go out at ten. " * 6
 
