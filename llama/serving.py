@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from llama.adaptation import NONE, Adaptation
+from llama.adaptation import NONE, Adaptation, LowRank
 from llama.cache import KVCache, PackedCache
-from llama.fused import CACHED, FusedStep, supports, tails
+from llama.fused import CACHED, FusedStep, PackedLowRank, supports, tails
 from llama.model import RMSNorm, Transformer
 from llama.quantize import QuantizedEmbedding, QuantizedLinear, pack
 
@@ -42,12 +42,15 @@ class Variant:
         """base: the bare model's; an adapter that leaves its weights alone runs through the same compiled step."""
         self.model, self.adaptation, self._front = serving.model, serving.adaptation, serving.front
         self._fused: FusedStep | None = None
-        embedding = self.model.embed_tokens
-        if self.adaptation is NONE:
+        self._beside: PackedLowRank | None = None
+        embedding, low = self.model.embed_tokens, self.adaptation if isinstance(self.adaptation, LowRank) else None
+        if self.adaptation is NONE or low is not None:
             if base is not None and base.model is self.model:
                 self._fused = base._fused
             elif supports(self.model) and isinstance(embedding, QuantizedEmbedding):
                 self._fused = FusedStep(self.model, embedding.team)
+        if self._fused is not None and low is not None:
+            self._beside = PackedLowRank(low, self.model.config.n_layers)
         weight = self.model.norm.weight
         self.dtype, self.device = weight.dtype, weight.device
         self.cache_dtype = self.dtype if self._fused is None else CACHED
@@ -82,7 +85,7 @@ class Variant:
         """Requests of variants that go `together` through the model; see `Engine.forward`."""
         first, sizes = variants[0], [len(each) for each in tokens]
         if first._fused is not None:
-            return first._fused(tokens, caches, last)
+            return first._fused(tokens, caches, last, [each._beside for each in variants])
         row = torch.tensor([token for each in tokens for token in each], device=first.device)
         wanted = None if list(last) == sizes else torch.tensor(tails(sizes, last), device=first.device)
         logits = first.model(row[None], PackedCache(caches, sizes), at=wanted, adaptation=first.adaptation)[0]
