@@ -118,19 +118,22 @@ class Engine:
         params: SamplingParams,
         rows: int = ROWS,
         cancel: threading.Event | None = None,
-        adapter: str | None = None,
+        adapters: Sequence[str | None] | None = None,
     ) -> Iterator[tuple[int, Request]]:
         """Decodes all prompts, `rows` of them at once, and yields (index of the prompt, its request) as each ends.
+
+        adapters: each prompt's, by its name.
 
         A request that failed is yielded like the others, with its `error`; the rest goes on. Raises LlamaError when a
         prompt is empty or leaves no room in the context, before anything is computed. Leaving the iteration early
         cancels what still runs.
         """
-        variant = self.variant(adapter)
-        for prompt in prompts:
+        given = [self.variant(name) for name in (adapters or [None] * len(prompts))]
+        for prompt, variant in zip(prompts, given, strict=True):
             self.check_prompt(prompt, variant)
         stop, user = cancel or threading.Event(), object()
-        requests = (Request(self, list(prompt), params, stop, user, variant) for prompt in prompts)
+        both = zip(prompts, given, strict=True)
+        requests = (Request(self, list(prompt), params, stop, user, variant) for prompt, variant in both)
         yield from self._side_by_side(requests, rows)
 
     def _side_by_side(self, requests: Iterable[Request], rows: int) -> Iterator[tuple[int, Request]]:

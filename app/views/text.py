@@ -13,6 +13,8 @@ WORDS: dict[str, tuple[str, str]] = {
         "How many passages are looked up for a question. More can help, and takes longer.",
         "为每个问题查找的段落数。多一些可能有帮助，但更慢。",
     ),
+    "adapter": ("Adapter", "适配器"),
+    "no_adapter": ("None (the bare model)", "无（原模型）"),
     "limit": ("Limit to some documents", "限定文档范围"),
     "limit_source": ("Name or path", "名称或路径"),
     "limit_type": ("Type", "类型"),

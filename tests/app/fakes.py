@@ -55,6 +55,8 @@ class Backend:
         self.chunks, self.says, self.context, self.asked = list(chunks), says, context, 0
         self.messages: list[Any] = []
         self.filters: list[Any] = []  # of the questions, in their order
+        self.default: str | None = None  # adapter of the settings
+        self.adapters: list[str | None] = []  # that requests were made with
         self.fault: Exception | None = None
         self.faults: dict[int, Exception] = {}  # of single requests, by their place in a batch
         self.by_question: dict[str, list[Document]] = {}  # instead of the chunks, for some questions
@@ -72,6 +74,7 @@ class Backend:
             raise self.fault
         return SimpleNamespace(
             context_length=self.context,
+            variant=lambda adapter: SimpleNamespace(front=0),
             encode_chat=self.encode,
             generate=self.generate,
             generate_batch=self.generate_batch,
@@ -82,15 +85,23 @@ class Backend:
         self.messages = list(messages)
         return [0] * sum(1 + len(message["content"].split()) for message in messages)
 
-    def generate(self, prompt: Sequence[int], params: Any, cancel: threading.Event | None = None) -> Said:
+    def adapter(self, name: str | None = None) -> str | None:
+        return None if name == "none" else name or self.default
+
+    def generate(
+        self, prompt: Sequence[int], params: Any, cancel: threading.Event | None = None, adapter: str | None = None
+    ) -> Said:
         self.asked += 1
+        self.adapters.append(adapter)
         return Said(self.says, cancel)
 
-    def generate_batch(self, prompts: Sequence[Any], params: Any, rows: int = 16) -> Iterator[tuple[int, Said]]:
+    def generate_batch(
+        self, prompts: Sequence[Any], params: Any, rows: int = 16, adapters: Sequence[str | None] = ()
+    ) -> Iterator[tuple[int, Said]]:
         """Ends the last request of every pair first, as a batch may."""
         for start in range(0, len(prompts), 2):
             for i in reversed(range(start, min(start + 2, len(prompts)))):
-                said = self.generate(prompts[i], params)
+                said = self.generate(prompts[i], params, adapter=adapters[i])
                 list(said)
                 said.error = self.faults.get(i)
                 yield i, said
