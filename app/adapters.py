@@ -47,13 +47,19 @@ class Shelf:
         )
 
     def chosen(self, name: str) -> str | None:
-        """The adapter that a setting stands for, None for the bare model. Raises AppError where there is none."""
+        """The adapter that a setting stands for, None for the bare model.
+
+        Raises AppError where there is none of that name, and FinetuneError where it cannot answer beside this model.
+        """
+        from finetune.folder import read_card, require_base
+
         if name == AUTO:
             folder = self.folders().get(READER)
             return READER if folder is not None and self._fits(folder) else None
         if name == NONE:
             return None
-        self.folder_of(name)
+        if (card := read_card(self.folder_of(name))).base is not None:
+            require_base(label(name) or name, card, self._base)
         return name
 
     def fitting(self) -> list[str]:

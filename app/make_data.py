@@ -98,10 +98,8 @@ def _questions(services: Services, chunks: Sequence[Document]) -> list[str]:
             engine.encode_chat([{"role": "user", "content": ASK[language].format(passage=chunk.page_content.strip())}])
         )
     found = [""] * len(chunks)
-    params, adapters = (
-        SamplingParams(max_tokens=48, stop=("\n",), stop_loops=True),
-        [services.named_adapter] * len(prompts),
-    )
+    params = SamplingParams(max_tokens=48, stop=("\n",), stop_loops=True)
+    adapters = [services.named_adapter] * len(prompts)
     for place, request in engine.generate_batch(prompts, params, adapters=adapters):
         text = request.text.strip().strip('"“”').removeprefix("Question:").removeprefix("问题：").strip()
         mark = ENDS[language_of(text)]

@@ -6,8 +6,7 @@
 
 For each adapter, layer and product: a fp16 [ranks, in], the ranks padded with zeros to a multiple of RANKS; b fp16
 [blocks of LANES outputs, rank, LANES], so that a task's share of the outputs lies together; factor fp32 [out] or none.
-Both are divided by their largest magnitude, and `scale` has what they were divided by, so that fp16's range is no limit.
-
+Both are divided by their largest magnitude and `scale` has what they were divided by, so that fp16's range is no limit.
 As everywhere in the step, a token's sums do not depend on what is computed beside it.
 """
 

@@ -299,7 +299,8 @@ def gates(counters, phase, layer, matrices, acts, tile, rounded, low):
 
 @compiled
 def step(member, counters, embedding, table, head, norms, eps, tokens, x, caches, positions, starts, few, cos, sin,
-         shape, wanted, acts, rounded, last_acts, own, tile, qkv, parts, window, scores, attended, low, out):  # fmt: skip
+         shape, wanted, acts, rounded, last_acts, own, tile, qkv, parts, window, scores, attended, low,
+         out):  # fmt: skip
     """All layers for N tokens and the output matrix for M of them, in PHASES * layers + 3 phases.
 
     embedding, head: int64 [FIELDS]; table: int64 [layers, 7 * FIELDS]; norms [2 * layers + 1, D]; tokens: int64 [N];

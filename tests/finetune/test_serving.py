@@ -37,10 +37,10 @@ PACKABLE = ModelConfig(
 KINDS = {"float32": TINY, "int8": PACKABLE, "int4": PACKABLE}
 BASE = Base("tiny", "a" * 64, "b" * 64, None)
 IDS = [7, 3, 90, 41, 5, 5, 62, 18, 33, 2]
-EAGER = ("llama_adapter", "scalar gates", "bottleneck")  # beside a quantized base; others go through the compiled step
+EAGER = ("llama_adapter", "scalar gates", "bottleneck")  # beside a quantized base
 VOCABULARY = Vocabulary(
-    encode=lambda text, first: [ord(c) % 95 + 1 for c in text], spelled=[bytes([32 + i]) for i in range(96)], special={},
-    bos_id=None, eos_ids=frozenset({0}), add_bos=False,
+    encode=lambda text, first: [ord(c) % 95 + 1 for c in text], spelled=[bytes([32 + i]) for i in range(96)],
+    special={}, bos_id=None, eos_ids=frozenset({0}), add_bos=False,
 )  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def run(engine: Engine, form: str | None, prompt: list[int], **more: int) -> Req
 
 
 def prompts() -> dict[str | None, list[int]]:
-    return {form: IDS[: 3 + i % 7] + [20 + i] for i, form in enumerate([None, *FORMS])}
+    return {form: [*IDS[: 3 + i % 7], 20 + i] for i, form in enumerate([None, *FORMS])}
 
 
 @pytest.mark.parametrize("kind", ["float32", "int4"])
