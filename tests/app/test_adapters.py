@@ -102,10 +102,12 @@ def test_a_mismatch_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     make("foreign", of=replace(base, **change))
+    with torch.device("meta"):
+        empty = Transformer(open_checkpoint(settings.path_of_model(settings.model)).config)
     with pytest.raises(FinetuneError, match=f"adapter 'foreign' .*{says}"):
         Services(settings).adapter("foreign")
     with pytest.raises(FinetuneError, match=f"adapter 'foreign' .*{says}"):
-        Shelf(settings).load("foreign", None)  # type: ignore[arg-type]
+        Services(settings).adapters.load("foreign", empty)
     monkeypatch.setenv("PADDOCK_HOME", str(settings.home))
     assert main(["ask", "What?", "--adapter", "foreign"]) == 1
     told = capsys.readouterr().err.strip()
@@ -130,7 +132,8 @@ def test_two_adapters_and_the_bare_model_at_once(make: Make, settings: Settings,
     names = [None, "a", "b"] * 2
     found = dict(engine.generate_batch([ids] * 6, SamplingParams(max_tokens=16, logprobs=True), adapters=names))
     for place, name in enumerate(names):
-        alone = told(Services(settings).engine if quant == "auto" else engine, name, ids)
+        fresh = Engine(engine.model, engine.tokenizer, engine.template, engine.name, adapters=Shelf(settings))
+        alone = told(fresh, name, ids)
         assert alone.tokens == found[place].tokens
         if quant == "auto":
             assert alone.logprobs == found[place].logprobs
