@@ -226,6 +226,8 @@ def others(chunks: list[Document], key: str, title: str) -> None:
 
 def timing(answer: Answer) -> None:
     figures = answer.timings
+    if answer.adapter is not None:
+        st.caption(t("answered_with", adapter=plain(answer.adapter)))
     st.caption(
         t(
             "timing",

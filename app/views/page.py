@@ -13,6 +13,7 @@ from app.main import shared
 from app.views import chat, documents
 from app.views.render import STYLE, plain
 from app.views.text import t
+from finetune.errors import FinetuneError
 
 
 def admitted() -> bool:
@@ -37,7 +38,7 @@ def adapter() -> str | None:
         return None
     try:
         usual = services.adapter() or NONE
-    except AppError as error:
+    except (AppError, FinetuneError) as error:
         st.error(plain(str(error)))
         usual = NONE
     known = [NONE, *names] if usual in (NONE, *names) else [NONE, usual, *names]

@@ -14,6 +14,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "为每个问题查找的段落数。多一些可能有帮助，但更慢。",
     ),
     "adapter": ("Adapter", "适配器"),
+    "answered_with": ("Answered with the adapter {adapter}", "由适配器 {adapter} 回答"),
     "no_adapter": ("None (the bare model)", "无（原模型）"),
     "limit": ("Limit to some documents", "限定文档范围"),
     "limit_source": ("Name or path", "名称或路径"),

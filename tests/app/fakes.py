@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 
 from app.confidence import Confidence
 from app.errors import AppError
+from finetune.adapters import METHODS
+from finetune.folder import Base, save_adapter
+from llama.checkpoint import open_checkpoint
 from llama.decoding import Usage
+from llama.model import Transformer
+
+
+def random_lora(gguf: Path, place: Path, base: Base, seed: int = 0) -> Path:
+    """An adapter for a model, its weights at random, in a folder `place`."""
+    torch.manual_seed(seed)
+    method, config = METHODS["lora"], open_checkpoint(gguf).config
+    adapter = method.make(config, method.options(lora_rank=4, lora_target=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            parameter.normal_(std=0.02 if name.endswith("A") else 0.1)
+    with torch.device("meta"):
+        model = Transformer(config)
+    save_adapter(place, "lora", adapter, model, base)
+    return place
 
 
 def chunk(text: str, source: str = "a.md", number: int = 0, score: float = 0.8, **more: Any) -> Document:

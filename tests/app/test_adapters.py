@@ -22,9 +22,8 @@ from app.evaluate.questions import Dataset
 from app.evaluate.record import adapter_of, surroundings
 from app.result import Answer
 from app.services import Services
-from finetune.adapters import METHODS
 from finetune.errors import FinetuneError
-from finetune.folder import Base, save_adapter
+from finetune.folder import Base
 from finetune.run import base_of
 from llama.checkpoint import open_checkpoint
 from llama.engine import Engine
@@ -32,7 +31,7 @@ from llama.model import Transformer
 from llama.request import Request
 from llama.sampling import SamplingParams
 
-from .fakes import Backend, chunk
+from .fakes import Backend, chunk, random_lora
 
 Make = Callable[..., Path]
 
@@ -46,20 +45,9 @@ def base(gguf_path: Path) -> Base:
 def make(settings: Settings, base: Base, gguf_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
     """Makes a LoRA for the default model with weights at random, in the state folder unless said otherwise."""
     monkeypatch.setattr(adapters, "SHIPPED", tmp_path / "shipped")
-    config = open_checkpoint(gguf_path).config
 
     def made(name: str, seed: int = 0, folder: Path | None = None, of: Base = base) -> Path:
-        torch.manual_seed(seed)
-        method = METHODS["lora"]
-        adapter = method.make(config, method.options(lora_rank=4, lora_target=["q_proj", "down_proj"]))
-        with torch.no_grad():
-            for name_, parameter in adapter.named_parameters():
-                parameter.normal_(std=0.02 if name_.endswith("A") else 0.1)
-        with torch.device("meta"):
-            model = Transformer(config)
-        place = (folder or settings.adapters) / name
-        save_adapter(place, "lora", adapter, model, of)
-        return place
+        return random_lora(gguf_path, (folder or settings.adapters) / name, of, seed)
 
     return made
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Hashable
 from pathlib import Path
 
 import pytest
@@ -126,9 +127,9 @@ def test_what_is_kept_leaves_room_for_what_it_is_copied_from(fast: Engine, monke
     room: list[int] = []
     store = PrefixTree.store
 
-    def watched(tree: PrefixTree, tokens: list[int], cache: KVCache, budget: int) -> None:
+    def watched(tree: PrefixTree, tokens: list[int], cache: KVCache, budget: int, of: Hashable) -> None:
         room.append(budget)
-        store(tree, tokens, cache, budget)
+        store(tree, tokens, cache, budget, of)
 
     monkeypatch.setattr(PrefixTree, "store", watched)
     for share, kept in ((1.5, False), (2.5, True)):
@@ -136,7 +137,7 @@ def test_what_is_kept_leaves_room_for_what_it_is_copied_from(fast: Engine, monke
         said(small, prompt, params)
         said(small, ask(small, "Hello."), SamplingParams(max_tokens=1))  # the storing of the first is over by then
         assert room[0] <= small.scheduler.memory - needed
-        assert (small.scheduler.prefixes.match(prompt) > len(prompt) // 2) == kept
+        assert (small.scheduler.prefixes.match(prompt, small.plain) > len(prompt) // 2) == kept
         room.clear()
 
 
@@ -249,7 +250,7 @@ def test_a_cache_that_cannot_be_made_is_told(own: Engine, monkeypatch: pytest.Mo
         def fail(rows: int, capacity: int) -> None:
             raise MemoryError("no room")
 
-        patch.setattr(own, "new_cache", fail)
+        patch.setattr(own.plain, "new_cache", fail)
         with pytest.raises(MemoryError):
             list(own.generate(ask(own, "Hello."), SamplingParams()))
     assert own.scheduler.held == 0
