@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from langchain_core.documents import Document
 
 from app import followup
+from app.adapters import label
 from app.cite import Likely, cite, unmarked, without_markers
 from app.context import merged, parts_of, widened
 from app.errors import AppError
 from app.prompt import NOTHING_INDEXED, REFUSAL, STOPS, Prompt, Turn, build, language_of, refusal_of
 from app.result import Answer, Timings
 from app.support import LikelihoodDrop
+from finetune.errors import FinetuneError
 from ingest.errors import IngestError
 from llama.errors import LlamaError
 from vectorstore.errors import StoreError
@@ -35,7 +37,8 @@ MAX_QUESTION_CHARACTERS = 20_000
 MARGIN = 0.9  # of the room that neighbours may fill: joined texts have other tokens than each alone
 REWRITTEN_TOKENS = 64  # of a follow-up question that the model writes anew
 WINDOW = 128  # questions of a batch that are retrieved ahead of the model
-ANSWER_ERRORS = (AppError, IngestError, LlamaError, StoreError)  # faults of one question, told in one line
+# Faults of one question, told in one line.
+ANSWER_ERRORS = (AppError, FinetuneError, IngestError, LlamaError, StoreError)
 
 
 class Backend(Protocol):
@@ -47,6 +50,9 @@ class Backend(Protocol):
     def engine(self) -> Engine: ...
     @property
     def confidence(self) -> Confidence: ...
+    def adapter(self, name: str | None = None) -> str | None:
+        """What a name stands for, by default the settings' own; None for the bare model."""
+
     def retriever(self, kb: str, k: int, *, filter: Filter | None = None) -> BaseRetriever | None:
         """None for a knowledge base that exists but holds nothing; AppError for one that does not exist."""
 
@@ -63,6 +69,7 @@ class Question:
     k: int
     passages: Sequence[Document] | None = None
     filter: Filter | None = None  # which documents it is asked of
+    adapter: str | None = None  # which answers; None is that of the settings, "none" the bare model
 
 
 class Answerer:
@@ -88,7 +95,7 @@ class Answerer:
     def answer(
         self, question: str, kb: str, k: int, history: Sequence[Turn] = (), filter: Filter | None = None
     ) -> Answer:
-        """The whole answer at once. Raises AppError for a question that cannot be asked."""
+        """The whole answer at once. Raises what `stream` does."""
         done = None
         for event in self.stream(question, kb, k, history, filter=filter):
             done = event
@@ -103,15 +110,16 @@ class Answerer:
         history: Sequence[Turn] = (),
         cancel: threading.Event | None = None,
         filter: Filter | None = None,
+        adapter: str | None = None,
     ) -> Iterator[list[Document] | str | Answer]:
         """First the retrieved chunks (a list), then pieces of text, at last the `Answer`.
 
         Setting `cancel` ends the generation at the next token; the answer then holds what was said until there,
         be it nothing.
-        `filter` says which documents are asked.
-        Raises AppError for an empty or over-long question, and what the store or the model raise.
+        filter and adapter: as a `Question` has them. Raises AppError for an empty or over-long question, and what the
+        store or the model raise.
         """
-        found = self._understood(Question(question, kb, k, filter=filter), history, cancel)
+        found = self._understood(Question(question, kb, k, filter=filter, adapter=adapter), history, cancel)
         yield found.chunks
         if found.refuses:
             yield found.refusal
@@ -119,7 +127,7 @@ class Answerer:
             return
         # What stands alone is answered without the conversation, which would draw old subjects into a new one.
         prompt = self._prompt(found, () if followup.stands_alone(found.asked) else history)
-        generation = self._backend.engine.generate(prompt.ids, self._sampling, cancel)
+        generation = self._backend.engine.generate(prompt.ids, self._sampling, cancel, adapter=found.adapter)
         yield from unmarked(generation)
         yield found.answered(generation.text, prompt.chunks, generation.usage, self._likely(found))
 
@@ -145,8 +153,8 @@ class Answerer:
                     yield index, error
             if not ready:
                 continue
-            prompts = [prompt.ids for _, _, prompt in ready]
-            for place, done in self._backend.engine.generate_batch(prompts, self._sampling, rows):
+            prompts, adapters = [prompt.ids for _, _, prompt in ready], [found.adapter for _, found, _ in ready]
+            for place, done in self._backend.engine.generate_batch(prompts, self._sampling, rows, adapters=adapters):
                 index, found, prompt = ready[place]
                 if done.error is not None:
                     yield index, done.error
@@ -202,17 +210,19 @@ class Answerer:
             confidence=confidence,
             refuses=judge.refuses(confidence) or not chunks,
             model=self._backend.model_name,
+            adapter=self._backend.adapter(question.adapter),
             started=started,
             retrieve_s=time.perf_counter() - started,
         )
 
     def _likely(self, found: _Found) -> Likely | None:
         """What finds the support of a sentence by likelihood, if that is wanted."""
-        return LikelihoodDrop(self._backend.engine, found.asked) if self._trace else None
+        return LikelihoodDrop(self._backend.engine, found.asked, found.adapter) if self._trace else None
 
     def _prompt(self, found: _Found, history: Sequence[Turn] = ()) -> Prompt:
         engine = self._backend.engine
-        budget = min(self._max_prompt_tokens, engine.context_length - self._sampling.max_tokens)
+        room = engine.context_length - engine.variant(found.adapter).front - self._sampling.max_tokens
+        budget = min(self._max_prompt_tokens, room)
 
         def built(chunks: Sequence[Document]) -> Prompt:
             return build(found.asked, history, merged(chunks), engine.encode_chat, budget, self._best_last)
@@ -245,6 +255,7 @@ class _Found:
     confidence: float | None
     refuses: bool  # without asking the model: nothing was found, or nothing that holds the answer
     model: str
+    adapter: str | None
     started: float
     retrieve_s: float
 
@@ -300,6 +311,7 @@ class _Found:
             # Those that were found, and behind them neighbours that were read along.
             retrieved=list(dict.fromkeys(chunk.metadata["chunk_id"] for chunk in (*self.chunks, *read))),
             model=self.model,
+            adapter=label(self.adapter),
             timings=Timings(retrieve_s=self.retrieve_s, total_s=total_s, **figures),
             passages=read,
             pieces=cited.pieces,

@@ -214,7 +214,7 @@ def eval_compare(a: Path, b: Path, judge: str | None, as_json: bool, **overrides
 
         settings = made.settings
         if judge == "local":
-            by: Any = LocalJudge(made.engine)
+            by: Any = LocalJudge(made.engine, made.named_adapter)
         elif judge.startswith(("http://", "https://")):
             by = EndpointJudge(judge, settings.judge_model, settings.judge_api_key)
         else:

@@ -50,6 +50,11 @@ class Settings(BaseModel):
     model: str = Field(
         DEFAULT_MODEL, description="a GGUF file, a Hugging Face folder or one of Meta's under models/, or a path"
     )
+    adapter: str = Field(
+        "auto",
+        description="who answers: an adapter under adapters/, one that comes with Paddock, or a path; none is the bare "
+        "model, and auto is the reader that comes with Paddock, where it was made for the model",
+    )
     embedder: str = Field(DEFAULT_EMBEDDER, description="a sentence-transformers folder under models/, or a path")
     query_prefix: str = Field(
         "auto", description="put before a question for the embedder; auto is what its folder asks for"
@@ -139,6 +144,10 @@ class Settings(BaseModel):
     @property
     def models(self) -> Path:
         return self.home / "models"
+
+    @property
+    def adapters(self) -> Path:
+        return self.home / "adapters"
 
     @property
     def threshold(self) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.adapters import Shelf
 from app.config import Settings
 from app.errors import AppError
 from app.grounded import readers
@@ -79,7 +80,7 @@ def train(settings: Settings, config: Config, resume: bool) -> str:
             checkpoint,
             found,
             settings.home / "runs",
-            settings.home / "adapters",
+            settings.adapters,
             settings.device,
             settings.cache / "models.json",
             resume,
@@ -122,23 +123,12 @@ class Told:
             tell(line)
 
 
-def folder_of(settings: Settings, name: str) -> Path:
-    """An adapter's folder: `name` under adapters/, else as a path. Raises AppError where there is none."""
-    inside = settings.home / "adapters" / name
-    found = inside if inside.is_dir() else Path(name).expanduser()
-    if not found.is_dir():
-        known = ", ".join(each["name"] for each in listed(settings)) or "none yet; train one"
-        raise AppError(f"there is no adapter '{name}'; there are: {known}")
-    return found
-
-
 def listed(settings: Settings) -> list[dict[str, Any]]:
-    """What is known of each adapter in the state folder; of one that cannot be read, its `error`."""
+    """What is known of each adapter, in the state folder or ours; of one that cannot be read, its `error`."""
     from finetune.folder import TENSORS, read_card
 
     found: list[dict[str, Any]] = []
-    folder = settings.home / "adapters"
-    for each in sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith(".")):
+    for _, each in sorted(Shelf(settings).folders().items()):
         try:
             card, size = read_card(each), (each / TENSORS).stat().st_size
         except (FinetuneError, OSError) as error:
@@ -178,7 +168,7 @@ def export_peft(settings: Settings, name: str, out: Path) -> str:
     from finetune.folder import peft_folder
 
     _free(out)
-    peft_folder(out, folder_of(settings, name), checkpoint_of(settings).config)
+    peft_folder(out, Shelf(settings).folder_of(name), checkpoint_of(settings).config)
     return f"Written to {out}, in PEFT's form"
 
 
@@ -193,7 +183,7 @@ def merge(settings: Settings, name: str, out: Path, dtype: str) -> str:
     from llama.checkpoint import load_transformer
 
     _free(out)
-    source, checkpoint = folder_of(settings, name), checkpoint_of(settings)
+    source, checkpoint = Shelf(settings).folder_of(name), checkpoint_of(settings)
     model = load_transformer(checkpoint, torch.float32, "cpu")
     entered, adapter, card = load_adapter(source, model, base_of(checkpoint, settings.cache / "models.json"))
     ids = torch.tensor([checkpoint.tokenizer().encode("The quick brown fox jumps over the lazy dog. 一二三。")])

@@ -98,7 +98,9 @@ def _questions(services: Services, chunks: Sequence[Document]) -> list[str]:
             engine.encode_chat([{"role": "user", "content": ASK[language].format(passage=chunk.page_content.strip())}])
         )
     found = [""] * len(chunks)
-    for place, request in engine.generate_batch(prompts, SamplingParams(max_tokens=48, stop=("\n",), stop_loops=True)):
+    params = SamplingParams(max_tokens=48, stop=("\n",), stop_loops=True)
+    adapters = [services.named_adapter] * len(prompts)
+    for place, request in engine.generate_batch(prompts, params, adapters=adapters):
         text = request.text.strip().strip('"“”').removeprefix("Question:").removeprefix("问题：").strip()
         mark = ENDS[language_of(text)]
         if request.error is None and text.replace("?", mark).endswith(mark) and len(text) > 8:
@@ -143,7 +145,7 @@ def _likelihood(services: Services, question: str, chunk: Document, answer: str)
 
     engine = services.engine
     prompt = engine.encode_chat(messages_for(question, (), [chunk]))
-    [found] = engine.log_likelihoods([(prompt, engine.tokenizer.encode(answer, first=False))])
+    [found] = engine.log_likelihoods([(prompt, engine.tokenizer.encode(answer, first=False))], services.adapter())
     return math.exp(statistics.fmean(found))
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MODEL_OPTIONS = [
     click.option("--model", metavar="NAME", help="Model: a file or folder under models/, or a path."),
+    click.option("--adapter", metavar="NAME", help="Adapter: see `paddock finetune list`, or a path; none for none."),
     click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), help="Precision of the weights."),
     click.option(

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
+from app.adapters import AUTO, Shelf
 from app.config import Retrieval, Settings, limit_threads
 from app.errors import AppError
 from ingest.embed import Embedder
@@ -209,6 +210,19 @@ class Services:
         return self.settings.path_of_model(self.settings.model).name
 
     @property
+    def adapters(self) -> Shelf:
+        return self._once("adapters", lambda: Shelf(self.settings))
+
+    def adapter(self, name: str | None = None) -> str | None:
+        """The adapter that answers, by default that of the settings; None is the bare model. Raises AppError."""
+        return self.adapters.chosen(name or self.settings.adapter)
+
+    @property
+    def named_adapter(self) -> str | None:
+        """The adapter of the settings if they name one: what is chosen by itself answers from passages only."""
+        return None if self.settings.adapter == AUTO else self.adapter()
+
+    @property
     def engine(self) -> Engine:
         """The loaded LLaMA; the first call takes seconds. Raises LlamaError."""
         from llama.engine import load_engine
@@ -217,7 +231,8 @@ class Services:
         settings, memory = self.settings, self.settings.kv_memory_mb << 20
         kept = settings.cache / "quantized"
         return self._once(
-            "engine", lambda: load_engine(path, settings.device, settings.dtype, settings.quant, memory, kept)
+            "engine",
+            lambda: load_engine(path, settings.device, settings.dtype, settings.quant, memory, kept, self.adapters),
         )
 
     @property
@@ -225,7 +240,10 @@ class Services:
         """The model alone, behind LangChain's BaseChatModel, with the settings' sampling. Raises LlamaError."""
         from llama.chat_model import ChatLlama
 
-        return self._once("chat_model", lambda: ChatLlama(engine=self.engine, sampling=self._sampling))
+        return self._once(
+            "chat_model",
+            lambda: ChatLlama(engine=self.engine, sampling=self._sampling, adapter=self.named_adapter),
+        )
 
     @property
     def _sampling(self) -> SamplingParams:
@@ -262,10 +280,11 @@ class Services:
             engine.next_logits(prompt)
 
     def warm(self) -> None:
-        """Loads what the first question needs: embedder, index and model. Raises what they raise."""
+        """Loads what the first question needs: embedder, index, model and adapter. Raises what they raise."""
         # Side by side: the embedder's library takes seconds to import, in which the model is read.
         with ThreadPoolExecutor(2) as pool:
             embedded = pool.submit(self.embedder.embed_query, "warm up")
             self.warm_model()
+            self.engine.next_logits([0], self.adapter())
             self._client  # noqa: B018
             embedded.result()

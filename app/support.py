@@ -23,8 +23,9 @@ class LikelihoodDrop:
     Cohen-Wang et al., "ContextCite", 2024, section 2).
     """
 
-    def __init__(self, engine: Engine, question: str) -> None:
-        self._engine, self._question = engine, question
+    def __init__(self, engine: Engine, question: str, adapter: str | None = None) -> None:
+        """adapter: what said the answer, if not the bare model."""
+        self._engine, self._question, self._adapter = engine, question, adapter
 
     def __call__(self, sentence: str, chunks: Sequence[Document]) -> int | None:
         """Index of the chunk without which the sentence loses the most, if that is DROP or more."""
@@ -33,7 +34,8 @@ class LikelihoodDrop:
         prompts = [self._engine.encode_chat(messages_for(self._question, (), each)) for each in sets]
         if not said or max(map(len, prompts)) + len(said) > self._engine.context_length:
             return None
-        whole, *without = (sum(each) / len(each) for each in self._engine.log_likelihoods([(p, said) for p in prompts]))
+        found = self._engine.log_likelihoods([(p, said) for p in prompts], self._adapter)
+        whole, *without = (sum(each) / len(each) for each in found)
         drops = [whole - each for each in without]
         best = max(range(len(drops)), key=drops.__getitem__)
         return best if drops[best] >= DROP else None

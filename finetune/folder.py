@@ -20,6 +20,7 @@ from finetune.config import options_of
 from finetune.errors import FinetuneError
 from llama.config import ModelConfig
 from llama.model import Transformer
+from llama.serving import Serving
 
 CONFIG, TENSORS, OURS = "adapter_config.json", "adapter_model.safetensors", "paddock.json"
 FORMAT = 1
@@ -120,7 +121,7 @@ def read_card(folder: Path) -> Card:
 
 
 def require_base(name: str, card: Card, base: Base) -> None:
-    """Raises FinetuneError when the adapter was made for another model or vocabulary than `base`."""
+    """Raises FinetuneError when the adapter was made for another model, vocabulary or chat template than `base`."""
     made_for = card.base
     if made_for is None:
         return
@@ -133,6 +134,11 @@ def require_base(name: str, card: Card, base: Base) -> None:
                 f"adapter '{name}' was made for {made_for.model}, and {base.model} has another {what} "
                 f"({ours[:12]}, not {theirs[:12]}); load that model, or train the adapter anew for this one"
             )
+    if base.chat_template != made_for.chat_template:
+        raise FinetuneError(
+            f"adapter '{name}' was trained with the chat template of {made_for.model}, and {base.model} has another "
+            "one; load that model, or train the adapter anew for this one"
+        )
 
 
 def load_adapter(folder: Path, model: Transformer, base: Base | None = None) -> tuple[Transformer, Adapter, Card]:
@@ -140,10 +146,32 @@ def load_adapter(folder: Path, model: Transformer, base: Base | None = None) -> 
 
     base: what `model` is; an adapter that was made for another one is refused by name.
     """
+    adapter, tensors, card = _read(folder, model.config, base)
+    try:
+        entered = adapter.enter(model)
+        adapter.to(model.norm.weight.device)
+        adapter.restore(entered, tensors)
+    except FinetuneError as error:
+        raise FinetuneError(f"adapter '{folder.name}' cannot be used: {error}") from error
+    return entered, adapter.eval().requires_grad_(False), card
+
+
+def serve_adapter(folder: Path, model: Transformer, base: Base | None = None) -> Serving:
+    """The adapter as requests on `model` take it along; the model stays as it is. As `load_adapter` raises."""
+    adapter, tensors, _ = _read(folder, model.config, base)
+    device = model.norm.weight.device
+    try:
+        return adapter.to(device).serve(model, {name: tensor.to(device) for name, tensor in tensors.items()})
+    except FinetuneError as error:
+        raise FinetuneError(f"adapter '{folder.name}' cannot be used: {error}") from error
+
+
+def _read(folder: Path, config: ModelConfig, base: Base | None) -> tuple[Adapter, dict[str, Tensor], Card]:
+    """(a fresh adapter, what is stored of it in fp32, what is known of it)."""
     card = read_card(folder)
     if base is not None:
         require_base(folder.name, card, base)
-    made, tensors, config = method(card.method), _tensors(folder), model.config
+    made, tensors = method(card.method), _tensors(folder)
     try:
         if card.peft:
             assert made.peft is not None
@@ -152,12 +180,9 @@ def load_adapter(folder: Path, model: Transformer, base: Base | None = None) -> 
         else:
             given = _options(made, card)
         adapter = made.make(config, given)
-        entered = adapter.enter(model)
-        adapter.to(model.norm.weight.device)
-        adapter.restore(entered, {n: t.to(torch.float32) for n, t in tensors.items()})
     except (FinetuneError, OSError, ValueError, KeyError) as error:
         raise FinetuneError(f"adapter '{folder.name}' cannot be used: {error}") from error
-    return entered, adapter.eval().requires_grad_(False), card
+    return adapter, {name: tensor.to(torch.float32) for name, tensor in tensors.items()}, card
 
 
 def _options(made: Method, card: Card) -> Any:

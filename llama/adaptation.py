@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llama.errors import LlamaError
@@ -48,6 +50,33 @@ class Adaptation(nn.Module):
 
 
 NONE = Adaptation()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What becomes of a product W x: factor * (W x) + b (a x)."""
+
+    a: Tensor  # [r, in]
+    b: Tensor  # [out, r], its scale in it
+    factor: Tensor | None  # [out]; None is 1
+
+
+class LowRank(Adaptation):
+    """Low-rank matrices beside products, as requests take them along; the compiled step has a way for them."""
+
+    def __init__(self, deltas: Mapping[tuple[int, str], Delta]) -> None:
+        """deltas: by layer and product, in the dtype and on the device that is computed in."""
+        super().__init__()
+        self.deltas = deltas
+
+    def project(self, layer: int, name: str, linear: nn.Module, x: Tensor) -> Tensor:
+        whole: Tensor = linear(x)
+        delta = self.deltas.get((layer, name))
+        if delta is None:
+            return whole
+        if delta.factor is not None:
+            whole = whole * delta.factor
+        return whole + F.linear(F.linear(x, delta.a), delta.b)
 
 
 class Front:

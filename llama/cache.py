@@ -15,7 +15,8 @@ class KVCache:
     """Keys and values of every layer for a batch of rows, each row with a length of its own.
 
     `k` and `v` are [layers, batch, kv_heads, capacity, head_dim]; keys are stored after the rotary embedding.
-    Row b holds `lengths[b]` tokens, at positions 0 to lengths[b] - 1.
+    Row b holds `lengths[b]` tokens, at positions 0 to lengths[b] - 1. The first `front` of them are virtual ones of an
+    adapter, which no text has.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class KVCache:
         # What lies behind a row's end is multiplied with 0 where other rows are longer, and must not be NaN then.
         make = torch.zeros if batch > 1 else torch.empty
         self.k, self.v = make(shape, dtype=dtype, device=device), make(shape, dtype=dtype, device=device)
-        self.lengths = [0] * batch
+        self.lengths, self.front = [0] * batch, 0
 
     @property
     def capacity(self) -> int:
@@ -41,6 +42,12 @@ class KVCache:
     def uniform(self) -> bool:
         """Whether all rows are equally long, so that slices serve instead of indices."""
         return len(set(self.lengths)) <= 1
+
+    def begin(self, k: Tensor, v: Tensor) -> None:
+        """Puts virtual tokens in front of every row; k, v: [layers, kv_heads, tokens, head_dim]."""
+        self.front = k.shape[2]
+        self.k[:, :, :, : self.front], self.v[:, :, :, : self.front] = k.unsqueeze(1), v.unsqueeze(1)
+        self.lengths = [self.front] * len(self.lengths)
 
     def require(self, new: Sequence[int]) -> None:
         """Raises LlamaError when `new[b]` further tokens do not fit into row b."""

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables.config import run_in_executor
 from pydantic import ConfigDict, Field, InstanceOf
 
 from llama.chat import Message
 from llama.decoding import Usage
 from llama.engine import Engine
 from llama.errors import LlamaError
+from llama.identity import weights_hash
+from llama.request import Request
 from llama.sampling import SamplingParams
-from llama.scheduler import Request
 
 ROLES = {"human": "user", "ai": "assistant", "system": "system"}
 
@@ -30,10 +33,11 @@ class ChatLlama(BaseChatModel):
     `stop`; with `logprobs` they are in the message's response_metadata. The members of a batch run side by side.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     engine: InstanceOf[Engine] = Field(exclude=True)
     sampling: SamplingParams = SamplingParams()
+    adapter: str | None = None  # by its name; None is the bare model
 
     @property
     def _llm_type(self) -> str:
@@ -41,7 +45,10 @@ class ChatLlama(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model": self.engine.name, "dtype": str(self.engine.dtype), **dataclasses.asdict(self.sampling)}
+        """Everything that an answer depends on, for LangChain's caches."""
+        engine = self.engine
+        known = {"model": engine.name, "weights": weights_hash(engine.model), "quant": engine.quant}
+        return {**known, "dtype": str(engine.dtype), "adapter": self.adapter, **dataclasses.asdict(self.sampling)}
 
     def _params(self, stop: list[str] | None, given: dict[str, Any]) -> SamplingParams:
         """The model's sampling with what a call changes. Raises LlamaError for a keyword that means nothing here."""
@@ -49,7 +56,7 @@ class ChatLlama(BaseChatModel):
         if unknown := given.keys() - known:
             raise LlamaError(f"'{min(unknown)}' is no sampling parameter; there are: {', '.join(sorted(known))}")
         if stop:
-            given = {**given, "stop": tuple(stop)}
+            given = {**given, "stop": (stop,) if isinstance(stop, str) else tuple(stop)}
         return dataclasses.replace(self.sampling, **given)
 
     def _generate(
@@ -59,7 +66,31 @@ class ChatLlama(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        generation = self.engine.generate(self._encode(messages), self._params(stop, kwargs))
+        return self._whole(messages, self._params(stop, kwargs), run_manager, threading.Event())
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        """As `_generate`, in a thread; whoever is no longer waited for, is cancelled and frees its place."""
+        cancel, told = threading.Event(), run_manager.get_sync() if run_manager is not None else None
+        try:
+            params = self._params(stop, kwargs)
+            return await run_in_executor(None, self._whole, messages, params, told, cancel)
+        finally:
+            cancel.set()
+
+    def _whole(
+        self,
+        messages: Sequence[BaseMessage],
+        params: SamplingParams,
+        run_manager: CallbackManagerForLLMRun | None,
+        cancel: threading.Event,
+    ) -> ChatResult:
+        generation = self._request(messages, params, cancel)
         try:
             for piece in generation:
                 if run_manager is not None:
@@ -81,7 +112,7 @@ class ChatLlama(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         """Pieces of text as they come; the last chunk is empty and has the usage. Leaving the loop ends the request."""
-        generation = self.engine.generate(self._encode(messages), self._params(stop, kwargs))
+        generation = self._request(messages, self._params(stop, kwargs))
         try:
             for piece in generation:
                 chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
@@ -99,8 +130,11 @@ class ChatLlama(BaseChatModel):
             )
         )
 
-    def _encode(self, messages: Sequence[BaseMessage]) -> list[int]:
-        return self.engine.encode_chat([_plain(message) for message in messages])
+    def _request(
+        self, messages: Sequence[BaseMessage], params: SamplingParams, cancel: threading.Event | None = None
+    ) -> Request:
+        ids = self.engine.encode_chat([_plain(message) for message in messages])
+        return self.engine.generate(ids, params, cancel, adapter=self.adapter)
 
     def _metadata(self, generation: Request) -> dict[str, Any]:
         """The model, the usage, and where they were asked for, each token's bytes and log-probability."""

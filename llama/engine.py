@@ -7,21 +7,23 @@ import queue
 import threading
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from pathlib import Path
 
 import torch
 
 from llama import packed_file
-from llama.cache import KVCache, PackedCache
+from llama.cache import KVCache
 from llama.chat import ChatTemplate, Message
 from llama.checkpoint import Checkpoint, load_transformer, open_checkpoint
 from llama.errors import LlamaError
-from llama.fused import CACHED, FusedStep, supports, tails
 from llama.model import Transformer
 from llama.quantize import QuantizedEmbedding, can_pack, quantization_of
+from llama.request import Request
 from llama.sampling import SamplingParams
-from llama.scheduler import PIECE, ROWS, Request, Scheduler
+from llama.scheduler import PIECE, ROWS, Scheduler
 from llama.scoring import SCORED_ROWS, Scoring, shared_heads
+from llama.serving import Adapters, Serving, Variant
 from llama.team import Team
 from llama.tokenizer import Tokenizer
 
@@ -32,7 +34,8 @@ class Engine:
     """A loaded model with its tokenizer and chat template, shared by any number of threads.
 
     The module holds no state of a request. Requests run side by side (`llama.scheduler`), and what else needs the model
-    takes a turn at it between two of their forwards.
+    takes a turn at it between two of their forwards. Each request may take an adapter along (`llama.serving`); adapters
+    are loaded beside the model when they are first asked for, and stay.
     """
 
     def __init__(
@@ -42,17 +45,18 @@ class Engine:
         template: ChatTemplate | None,
         name: str,
         kv_memory: int = KV_MEMORY,
+        adapters: Adapters | None = None,
     ) -> None:
-        """kv_memory: bytes for keys and values, of running requests and of prefixes that are kept for later ones."""
+        """kv_memory: bytes for keys and values, of running requests and of prefixes that are kept for later ones.
+
+        adapters: where those are found that requests name.
+        """
         self.model, self.tokenizer, self.template, self.name = model, tokenizer, template, name
         self.quant = quantization_of(model)
-        weight = model.norm.weight
-        self.dtype, self.device = weight.dtype, weight.device
-        self._turn = threading.Lock()
-        embedding = model.embed_tokens
-        self._fused, self.cache_dtype = None, self.dtype
-        if supports(model) and isinstance(embedding, QuantizedEmbedding):
-            self._fused, self.cache_dtype = FusedStep(model, embedding.team), CACHED
+        self.plain = Variant(Serving(model))
+        self.dtype, self.device = self.plain.dtype, self.plain.device
+        self._adapters, self._loaded = adapters, dict[str, tuple[Hashable, Variant]]()
+        self._turn, self._loading = threading.Lock(), threading.Lock()
         self.scheduler = Scheduler(self, kv_memory)
 
     @property
@@ -66,6 +70,25 @@ class Engine:
     def context_length(self) -> int:
         return self.model.config.context_length
 
+    def variant(self, adapter: str | None) -> Variant:
+        """The model with an adapter, which is loaded if it is not yet, or has changed; the bare one for None.
+
+        Raises LlamaError, or what those who have the adapters raise.
+        """
+        if adapter is None:
+            return self.plain
+        if self._adapters is None:
+            raise LlamaError(f"adapter '{adapter}' cannot be used: this engine was made without adapters")
+        with self._loading:
+            stamp = self._adapters.stamp(adapter)
+            known, found = self._loaded.get(adapter, (None, None))
+            if found is None or known != stamp:
+                if found is not None:
+                    self.scheduler.forget()  # prefixes of what it was before
+                found = Variant(self._adapters.load(adapter, self.model), self.plain)
+                self._loaded[adapter] = stamp, found
+            return found
+
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's turn, by the model's own template."""
         if self.template is None:
@@ -78,15 +101,17 @@ class Engine:
         params: SamplingParams,
         cancel: threading.Event | None = None,
         user: Hashable = None,
+        adapter: str | None = None,
     ) -> Request:
         """A request; iterate over it for pieces of text. Nothing runs before the first piece is asked.
 
         prompt: token ids. cancel: set it from any thread to end the request at the next token. user: whose request it
-        is, by default nobody else's; users take turns.
-        Raises LlamaError when the prompt is empty or leaves no room in the context.
+        is, by default nobody else's; users take turns. adapter: by its name; None asks the bare model.
+        Raises LlamaError when the prompt is empty or leaves no room in the context, and what `variant` raises.
         """
-        self.check_prompt(prompt)
-        return Request(self, list(prompt), params, cancel or threading.Event(), user)
+        variant = self.variant(adapter)
+        self.check_prompt(prompt, variant)
+        return Request(self, list(prompt), params, cancel or threading.Event(), user, variant)
 
     def generate_batch(
         self,
@@ -94,17 +119,21 @@ class Engine:
         params: SamplingParams,
         rows: int = ROWS,
         cancel: threading.Event | None = None,
+        adapters: Sequence[str | None] | None = None,
     ) -> Iterator[tuple[int, Request]]:
         """Decodes all prompts, `rows` of them at once, and yields (index of the prompt, its request) as each ends.
 
-        A request that failed is yielded like the others, with its `error`; the rest goes on. Raises LlamaError when a
-        prompt is empty or leaves no room in the context, before anything is computed. Leaving the iteration early
-        cancels what still runs.
+        adapters: each prompt's, by its name. A request that failed is yielded like the others, with its `error`; the
+        rest goes on. Raises LlamaError when a prompt is empty or leaves no room in the context, before anything is
+        computed. Leaving the iteration early cancels what still runs.
         """
-        for prompt in prompts:
-            self.check_prompt(prompt)
+        given = [self.variant(name) for name in (adapters or [None] * len(prompts))]
+        for prompt, variant in zip(prompts, given, strict=True):
+            self.check_prompt(prompt, variant)
         stop, user = cancel or threading.Event(), object()
-        yield from self._side_by_side((Request(self, list(prompt), params, stop, user) for prompt in prompts), rows)
+        both = zip(prompts, given, strict=True)
+        requests = (Request(self, list(prompt), params, stop, user, variant) for prompt, variant in both)
+        yield from self._side_by_side(requests, rows)
 
     def _side_by_side(self, requests: Iterable[Request], rows: int) -> Iterator[tuple[int, Request]]:
         """Runs requests, `rows` at once; yields (its place, the request) as each ends. Leaving cancels the rest.
@@ -134,7 +163,9 @@ class Engine:
             for request in places:
                 request.cancel()
 
-    def log_likelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+    def log_likelihoods(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: str | None = None
+    ) -> list[list[float]]:
         """For each (prompt, continuation) of token ids, ln P of each token of the continuation behind all before it.
 
         All run side by side, and beside what others ask. What all prompts begin with is read once and kept like other
@@ -142,9 +173,10 @@ class Engine:
         computed, when a prompt is empty or a pair does not fit into the context; and when one can never fit into the
         memory.
         """
+        variant = self.variant(adapter)
         for prompt, continuation in pairs:
-            self.check_prompt(prompt)
-            if len(prompt) + len(continuation) > self.context_length:
+            self.check_prompt(prompt, variant)
+            if variant.front + len(prompt) + len(continuation) > self.context_length:
                 raise LlamaError(
                     f"prompt and continuation have {len(prompt) + len(continuation)} tokens and the model's context is "
                     f"{self.context_length}; shorten them"
@@ -152,63 +184,74 @@ class Engine:
         user, found = object(), dict[int, list[float]]()
         heads = [(head, list[int]()) for head in shared_heads([prompt for prompt, _ in pairs])]
         for group, rows, keep in ((heads, 1, True), (pairs, SCORED_ROWS, False)):
-            requests = (Scoring(self, prompt, continuation, user, keep) for prompt, continuation in group)
+            requests = (Scoring(self, prompt, continuation, user, keep, variant) for prompt, continuation in group)
             for index, request in self._side_by_side(requests, rows):
                 if request.error is not None:
                     raise request.error
                 found[index] = request.logprobs  # those of the heads are none, and are overwritten
         return [found[index] for index in range(len(pairs))]
 
-    def check_prompt(self, prompt: Sequence[int]) -> None:
+    def check_prompt(self, prompt: Sequence[int], variant: Variant | None = None) -> None:
         """Raises LlamaError for a prompt that is empty, leaves no room in the context or has ids that do not exist."""
         if not prompt:
             raise LlamaError("the prompt is empty")
-        if min(prompt) < 0 or max(prompt) >= self.model.config.vocab_size:
-            raise LlamaError(f"a token id is beyond the vocabulary of {self.model.config.vocab_size}")
-        if len(prompt) >= self.context_length:
+        size = self.model.config.vocab_size
+        if not all(isinstance(token, Integral) and 0 <= token < size for token in prompt):
+            raise LlamaError(f"the prompt holds what is no token id, or one beyond the vocabulary of {size}")
+        front = 0 if variant is None else variant.front
+        if front + len(prompt) >= self.context_length:
+            more = f" beside {front} of the adapter" if front else ""
             raise LlamaError(
-                f"the prompt has {len(prompt)} tokens and the model's context is {self.context_length}; shorten it"
+                f"the prompt has {len(prompt)} tokens{more} and the model's context is {self.context_length}; "
+                "shorten it"
             )
 
-    def answer_budget(self, prompt_tokens: int, params: SamplingParams) -> int:
+    def answer_budget(self, prompt_tokens: int, params: SamplingParams, variant: Variant | None = None) -> int:
         """Tokens that an answer may have behind a prompt of that length."""
-        return min(params.max_tokens, self.context_length - prompt_tokens)
+        return min(params.max_tokens, self.context_length - prompt_tokens - (0 if variant is None else variant.front))
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Memory of one token's keys and values in all layers."""
-        config = self.model.config
-        return 2 * config.n_layers * config.n_kv_heads * config.head_dim * self.cache_dtype.itemsize
+        """Memory of one token's keys and values in all layers, without an adapter."""
+        return self.plain.bytes_per_token
 
-    def new_cache(self, rows: int, capacity: int) -> KVCache:
+    def new_cache(self, rows: int, capacity: int, variant: Variant | None = None) -> KVCache:
         """An empty cache for `rows` sequences of at most `capacity` tokens."""
-        return KVCache(self.model.config, rows, capacity, self.cache_dtype, self.device)
+        return (variant or self.plain).new_cache(rows, capacity)
 
     @torch.inference_mode()
     def forward(
-        self, tokens: Sequence[Sequence[int]], caches: Sequence[KVCache], last: Sequence[int] | None = None
+        self,
+        tokens: Sequence[Sequence[int]],
+        caches: Sequence[KVCache],
+        last: Sequence[int] | None = None,
+        variants: Sequence[Variant] | None = None,
     ) -> list[torch.Tensor]:
         """Several requests' next tokens through the model in one turn, their caches advanced.
 
         tokens: each request's new ids; caches: of one row each; last: behind how many of each request's last tokens the
-        logits are wanted, by default one. Returns each request's logits [last, V], fp32 or the weights' dtype.
+        logits are wanted, by default one; variants: whom each asks, by default the bare model. Returns each request's
+        logits [last, V], fp32 or the weights' dtype.
         """
-        sizes = [len(each) for each in tokens]
-        counts = [1] * len(sizes) if last is None else list(last)
+        counts = [1] * len(tokens) if last is None else list(last)
+        asked = [self.plain] * len(tokens) if variants is None else list(variants)
+        groups: dict[Hashable, list[int]] = {}
+        for place, variant in enumerate(asked):
+            groups.setdefault(variant.together, []).append(place)
+        found: dict[int, torch.Tensor] = {}
         with self._turn:
-            if self._fused is not None:
-                return self._fused(tokens, caches, counts)
-            row = torch.tensor([token for each in tokens for token in each], device=self.device)
-            wanted = None if counts == sizes else torch.tensor(tails(sizes, counts), device=self.device)
-            logits = self.model(row[None], PackedCache(caches, sizes), at=wanted)[0]
-        return list(torch.split(logits, counts))
+            for places in groups.values():
+                share = ([each[i] for i in places] for each in (asked, tokens, caches, counts))
+                found.update(zip(places, Variant.forward(*share), strict=True))  # type: ignore[arg-type]
+        return [found[place] for place in range(len(asked))]
 
-    def next_logits(self, prompt: Sequence[int]) -> torch.Tensor:
-        """Logits [V] of the token behind a prompt. Raises LlamaError when it does not fit."""
-        self.check_prompt(prompt)
-        cache = self.new_cache(1, len(prompt))
+    def next_logits(self, prompt: Sequence[int], adapter: str | None = None) -> torch.Tensor:
+        """Logits [V] of the token behind a prompt. Raises LlamaError when it does not fit, or what `variant` raises."""
+        variant = self.variant(adapter)
+        self.check_prompt(prompt, variant)
+        cache = variant.new_cache(1, len(prompt))
         for start in range(0, len(prompt), PIECE):
-            found = self.forward([prompt[start : start + PIECE]], [cache])
+            found = self.forward([prompt[start : start + PIECE]], [cache], variants=[variant])
         return found[0][0]
 
 
@@ -238,12 +281,14 @@ def load_engine(
     quant: str = "none",
     kv_memory: int = KV_MEMORY,
     cache: Path | None = None,
+    adapters: Adapters | None = None,
 ) -> Engine:
     """Loads a model file or folder.
 
     dtype: 'float32', 'bfloat16', or 'auto' for bf16 where the device computes it fast. quant: 'none', 'int8', 'int4',
     or 'auto': on a CPU, int4 for files of four bits (nothing is lost) and int8 for others; 'none' on a GPU, and where a
-    dtype is asked for. cache: folder in which quantized weights are kept for the next time.
+    dtype is asked for. cache: folder in which quantized weights are kept for the next time. adapters: where those are
+    found that requests name.
     Raises LlamaError with the file's name when it cannot be used.
     """
     place = choose_device(device)
@@ -257,7 +302,7 @@ def load_engine(
         else:
             model = _quantized(checkpoint, quant, precision, str(place), cache)
         tokenizer, template = spoken.result()
-    return Engine(model, tokenizer, template, path.name, kv_memory)
+    return Engine(model, tokenizer, template, path.name, kv_memory, adapters)
 
 
 def _choose(checkpoint: Checkpoint, place: torch.device, dtype: str, quant: str) -> tuple[torch.dtype, str]:

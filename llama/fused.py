@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llama import step
+from llama.adaptation import LowRank
 from llama.cache import KVCache
 from llama.errors import LlamaError
+from llama.low_rank import LOW_FIELDS, RANKS
 from llama.model import RMSNorm, Transformer
 from llama.products import BITS, BLOCKS, PART, shares
 from llama.quantize import QuantizedEmbedding, QuantizedLinear, activations
@@ -39,6 +42,27 @@ def supports(model: Transformer) -> bool:
     )
 
 
+class PackedLowRank:
+    """An adapter's low-rank matrices as `llama.low_rank` describes them."""
+
+    def __init__(self, adaptation: LowRank, layers: int) -> None:
+        self.table = np.zeros((layers, len(LINEAR), LOW_FIELDS), dtype=np.int64)
+        self.scales = np.zeros((layers, len(LINEAR)), dtype=np.float32)
+        self.rank = max((each.a.shape[0] for each in adaptation.deltas.values()), default=0)
+        self._kept: list[Tensor] = []  # whose addresses are in the table
+        places = {path.rpartition(".")[2]: kind for kind, path in enumerate(LINEAR)}
+        for (layer, name), delta in adaptation.deltas.items():
+            rank, kind = delta.a.shape[0], places[name]
+            a, b = F.pad(delta.a.float(), (0, 0, 0, -rank % RANKS)), delta.b.float()
+            largest = [float(each.abs().max()) or 1.0 for each in (a, b)]
+            stored = [(a / largest[0]).half(), (b / largest[1]).half().view(-1, LANES, rank).transpose(1, 2)]
+            stored += [] if delta.factor is None else [delta.factor.float()]
+            kept = [each.contiguous() for each in stored]
+            self._kept += kept
+            self.table[layer, kind] = [rank, *(each.data_ptr() for each in kept), *[0] * (3 - len(kept))]
+            self.scales[layer, kind] = largest[0] * largest[1]
+
+
 def tails(sizes: Sequence[int], last: Sequence[int]) -> list[int]:
     """The places of each run's last tokens, where runs of these sizes stand behind each other."""
     ends = itertools.accumulate(sizes)
@@ -62,10 +86,17 @@ class FusedStep:
         self._widest = max(config.dim, config.ffn_dim, config.n_heads * config.head_dim)
 
     @torch.inference_mode()
-    def __call__(self, tokens: Sequence[Sequence[int]], caches: Sequence[KVCache], last: Sequence[int]) -> list[Tensor]:
+    def __call__(
+        self,
+        tokens: Sequence[Sequence[int]],
+        caches: Sequence[KVCache],
+        last: Sequence[int],
+        beside: Sequence[PackedLowRank | None] = (),
+    ) -> list[Tensor]:
         """Each request's logits [last, V], fp32, behind so many of its last tokens.
 
-        tokens: each request's new ones; caches: of one row each, in CACHED, advanced by the call.
+        tokens: each request's new ones; caches: of one row each, in CACHED, advanced by the call; beside: what each
+        has beside the products, by default none anything.
         Raises LlamaError when tokens do not fit a cache or the model's context.
         """
         model, sizes = self._model, [len(new) for new in tokens]
@@ -82,14 +113,34 @@ class FusedStep:
         if row.min() < 0 or row.max() >= model.config.vocab_size:
             raise LlamaError(f"a token id is beyond the vocabulary of {model.config.vocab_size}")
         out = _empty(len(wanted), self._head[BLOCKS] * LANES)
-        self._run(row, places, positions, wanted, out)
+        self._run(row, places, positions, wanted, self._low(sizes, beside), out)
         for new, cache in zip(tokens, caches, strict=True):
             cache.advance([len(new)])
         found = torch.from_numpy(out)[:, : model.config.vocab_size]
         return list(torch.split(found, list(last)))
 
+    def _low(self, sizes: Sequence[int], beside: Sequence[PackedLowRank | None]) -> tuple[Any, ...]:
+        """The step's `low`."""
+        layers, count = self._model.config.n_layers, sum(sizes)
+        adapters = {id(each): each for each in beside if each is not None}
+        if not adapters:
+            which, table = np.full(count, -1, dtype=np.int64), np.zeros((0, layers, len(LINEAR), LOW_FIELDS), np.int64)
+            return which, table, np.zeros((0, layers, len(LINEAR)), np.float32), _empty(0, 0, 0), _empty(0, 0)
+        places = {key: place for place, key in enumerate(adapters)}
+        which = np.repeat([places.get(id(each), -1) for each in beside], sizes).astype(np.int64)
+        table = np.stack([each.table for each in adapters.values()])
+        scales = np.stack([each.scales for each in adapters.values()])
+        ranks = -(-max(each.rank for each in adapters.values()) // RANKS) * RANKS
+        return which, table, scales, _empty(count, step.QKV, ranks), _empty(count, self._widest)
+
     def _run(
-        self, tokens: Any, places: list[list[int]], positions: list[int], wanted: Any, out: np.ndarray[Any, Any]
+        self,
+        tokens: Any,
+        places: list[list[int]],
+        positions: list[int],
+        wanted: Any,
+        low: tuple[Any, ...],
+        out: np.ndarray[Any, Any],
     ) -> None:
         config, team, count = self._model.config, self._team, len(positions)
         heads, groups, width = config.n_heads, config.n_kv_heads, config.head_dim
@@ -122,6 +173,7 @@ class FusedStep:
             _empty(team.size, step.TILE, width),
             _empty(team.size, step.QUERIES * heads // groups, step.SPLIT + 16),
             _empty(count, heads * width),
+            low,
             out,
         )
 

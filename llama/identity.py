@@ -6,8 +6,12 @@ import hashlib
 import json
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from llama.tokenizer import Tokenizer
 
+PROBED = 1024  # bytes of a tensor: other weights differ there, too
 # Of a folder: what decides about results. Names are of the three formats that can be read.
 PARTS = ("*.safetensors", "*.pth", "config.json", "params.json", "tokenizer.json", "tokenizer.model")
 
@@ -45,6 +49,15 @@ def _read(cache: Path | None) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 of a loaded model's weights as they are computed with, by the first PROBED bytes of each tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        first = tensor.detach().flatten()[: PROBED // tensor.element_size()].cpu().contiguous().view(torch.uint8)
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode() + first.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -31,35 +31,38 @@ class _Node:
 class PrefixTree:
     """Prompts and answers that were computed, sharing what they begin with.
 
-    One tree belongs to one model, adapter, quantization and dtype: it lies in the engine that has them. Keys are those
-    of their positions, which are the same wherever a prefix recurs. Not safe to share among threads without a lock.
+    Keys and values belong to one model, adapter, quantization and dtype. The tree lies in the engine that has them;
+    `of` says which adapter's they are, by an object that is no other's: each has a root of its own, and what was used
+    longest ago is forgotten first, whosever it is. Keys are those of their positions, which are the same wherever a
+    prefix recurs. Not safe to share among threads without a lock.
     """
 
     def __init__(self) -> None:
-        self._root: _Node | None = None
+        self._roots: dict[Hashable, _Node] = {}
         self.bytes = 0
 
-    def match(self, tokens: Sequence[int]) -> int:
+    def match(self, tokens: Sequence[int], of: Hashable = None) -> int:
         """How many of the first tokens are in the tree."""
-        return sum(count for _, count in self._walk(tokens))
+        return sum(count for _, count in self._walk(tokens, of))
 
-    def load(self, tokens: Sequence[int], cache: KVCache) -> int:
-        """Copies the longest known beginning of `tokens` into an empty cache of one row; gives its length."""
+    def load(self, tokens: Sequence[int], cache: KVCache, of: Hashable = None) -> int:
+        """Copies the longest known beginning of `tokens` behind the front of a cache of one row; gives its length."""
         start = 0
-        for node, count in self._walk(tokens):
-            cache.k[:, 0, :, start : start + count] = node.k[:, :, :count]
-            cache.v[:, 0, :, start : start + count] = node.v[:, :, :count]
+        for node, count in self._walk(tokens, of):
+            place = slice(cache.front + start, cache.front + start + count)
+            cache.k[:, 0, :, place] = node.k[:, :, :count]
+            cache.v[:, 0, :, place] = node.v[:, :, :count]
             node.used = time.monotonic()
             start += count
-        cache.lengths[0] = start
+        cache.lengths[0] = cache.front + start
         return start
 
-    def store(self, tokens: Sequence[int], cache: KVCache, budget: int) -> None:
-        """Takes in the tokens that a cache of one row begins with, as far as `budget` bytes allow."""
-        if self._root is None:
-            self._root = _Node((), cache.k[:, 0, :, :0].clone(), cache.v[:, 0, :, :0].clone(), None)
-        node, start, now = self._root, 0, time.monotonic()
-        for found, count in self._walk(tokens):
+    def store(self, tokens: Sequence[int], cache: KVCache, budget: int, of: Hashable = None) -> None:
+        """Takes in the tokens that a cache of one row has behind its front, as far as `budget` bytes allow."""
+        if of not in self._roots:
+            self._roots[of] = _Node((), cache.k[:, 0, :, :0].clone(), cache.v[:, 0, :, :0].clone(), None)
+        node, start, now = self._roots[of], 0, time.monotonic()
+        for found, count in self._walk(tokens, of):
             node, start = found, start + count
             node.used = now
             if count < len(found.tokens):
@@ -69,7 +72,8 @@ class PrefixTree:
         per_token = (cache.k.nbytes + cache.v.nbytes) // cache.capacity
         if not rest or not self.shrink(budget - len(rest) * per_token, keep=node):
             return
-        k, v = (each[:, 0, :, start : start + len(rest)].clone() for each in (cache.k, cache.v))
+        first = cache.front + start
+        k, v = (each[:, 0, :, first : first + len(rest)].clone() for each in (cache.k, cache.v))
         node.children[rest[0]] = _Node(rest, k, v, node, now)
         self.bytes += k.nbytes + v.nbytes
 
@@ -90,13 +94,14 @@ class PrefixTree:
 
     def clear(self) -> None:
         """Forgets everything."""
-        for node in [*self._nodes(), *([self._root] if self._root is not None else [])]:
+        for node in [*self._nodes(), *self._roots.values()]:
             node.children.clear()  # parents and children hold each other: their memory would wait for the collector
-        self._root, self.bytes = None, 0
+        self._roots.clear()
+        self.bytes = 0
 
-    def _walk(self, tokens: Sequence[int]) -> Iterator[tuple[_Node, int]]:
+    def _walk(self, tokens: Sequence[int], of: Hashable) -> Iterator[tuple[_Node, int]]:
         """The nodes along `tokens`, each with how many of its tokens are the same; the last may be fewer than all."""
-        node, start = self._root, 0
+        node, start = self._roots.get(of), 0
         while node is not None and start < len(tokens):
             node = node.children.get(tokens[start])
             if node is None:
@@ -122,7 +127,7 @@ class PrefixTree:
         return first
 
     def _nodes(self) -> Iterator[_Node]:
-        waiting = list(self._root.children.values()) if self._root is not None else []
+        waiting = [node for root in self._roots.values() for node in root.children.values()]
         while waiting:
             node = waiting.pop()
             waiting += node.children.values()

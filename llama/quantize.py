@@ -172,6 +172,10 @@ class _Quantized(nn.Module):
 class QuantizedLinear(_Quantized):
     """x W^T for a packed W. On a CPU in whole numbers, elsewhere with the matrix unpacked for the moment."""
 
+    def dense(self) -> Tensor:
+        """The fp32 matrix [out, in] that the packed one stands for."""
+        return unpack(self.packed)
+
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return F.linear(x.to(self.dtype), unpack(self.packed).to(self.dtype)).to(x.dtype)

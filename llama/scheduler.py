@@ -11,7 +11,6 @@ import atexit
 import collections
 import contextlib
 import itertools
-import queue
 import threading
 import time
 import weakref
@@ -20,12 +19,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from llama.cache import KVCache
-from llama.decoding import Decoding, Usage
 from llama.errors import LlamaError
-from llama.lookup import Lookup
 from llama.prefix import PrefixTree
-from llama.sampling import SamplingParams
+from llama.request import Request
 
 if TYPE_CHECKING:
     from llama.engine import Engine
@@ -36,92 +32,6 @@ PIECE_BESIDE_OTHERS = 512  # the same while other requests wait for their next t
 DRAFTED = 32  # tokens of all requests in one step, up to which drafts are worth their price
 STOP_S = 10.0  # the longest that the end of the process waits for a round
 IDLE_S = 2.0  # the thread ends when nothing came for so long; the next request starts another
-
-
-class Request:
-    """One request on its way. Iterating gives its pieces of text as they come, and raises what went wrong (`error`).
-
-    Leaving the iteration early cancels the request.
-    """
-
-    def __init__(
-        self, engine: Engine, prompt: list[int], params: SamplingParams, cancel: threading.Event, user: Hashable = None
-    ) -> None:
-        """user: whose request it is, by default nobody else's."""
-        self.prompt, self.params, self.user = prompt, params, self if user is None else user
-        self.decoding = Decoding(engine.tokenizer, params, prompt, cancel)
-        self.budget = engine.answer_budget(len(prompt), params)
-        self.bytes = (len(prompt) + self.budget) * engine.cache_bytes_per_token
-        self.cache: KVCache | None = None
-        self.lookup = Lookup(prompt) if params.lookup else None
-        self.submitted = time.perf_counter()
-        self.begun: float | None = None
-        self.done: queue.SimpleQueue[Request] | None = None  # is told when the request has ended
-        self.error: BaseException | None = None
-        self._cancel, self._pieces = cancel, queue.SimpleQueue[str | None]()
-        self._scheduler, self._submitted, self._told = engine.scheduler, False, False
-
-    @property
-    def usage(self) -> Usage:
-        return self.decoding.usage
-
-    @property
-    def tokens(self) -> list[int]:
-        return self.decoding.tokens
-
-    @property
-    def logprobs(self) -> list[float]:
-        """Log-probability of each token, where the parameters asked for them."""
-        return self.decoding.logprobs
-
-    @property
-    def text(self) -> str:
-        """What was given out so far; without its repetitions when the model ran in circles."""
-        return self.decoding.text
-
-    scored = False  # whether it only reads, and ends with its prompt
-    keep = True  # whether what it computes is kept for later ones
-
-    @property
-    def reusable(self) -> list[int]:
-        """The tokens that may be taken over from earlier requests: not the last, for what follows it is not kept."""
-        return self.prompt[:-1]
-
-    def wanted(self, start: int, size: int) -> int:
-        """Behind how many of the last tokens of a piece of the prompt logits are wanted; 1 or more."""
-        return 1
-
-    def hear(self, logits: Tensor) -> None:
-        """Takes the logits [wanted, V] of a piece of the prompt."""
-
-    def cancel(self) -> None:
-        """Ends the request at its next token; what was generated stays."""
-        self._cancel.set()
-
-    def __iter__(self) -> Iterator[str]:
-        # A generator that nobody but the loop holds: it is closed when the loop is left.
-        if not self._submitted:
-            self._submitted = True
-            self._scheduler.submit([self])
-        try:
-            while not self._told and (piece := self._pieces.get()) is not None:
-                yield piece
-        except GeneratorExit:
-            self.cancel()
-            raise
-        self._told = True
-        if self.error is not None:
-            raise self.error
-
-    def give(self, piece: str) -> None:
-        if piece:
-            self._pieces.put(piece)
-
-    def end(self, error: BaseException | None = None) -> None:
-        self.error, self.cache = error, None
-        self._pieces.put(None)
-        if self.done is not None:
-            self.done.put(self)
 
 
 _schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
@@ -225,8 +135,8 @@ class Scheduler:
             request.begun = time.perf_counter()
             request.usage.queue_s = request.begun - request.submitted
             with self._blamed(request):
-                request.cache = self._engine.new_cache(1, len(request.prompt) + request.budget)
-                request.usage.cached_tokens = self.prefixes.load(request.reusable, request.cache)
+                request.cache = request.variant.new_cache(1, len(request.prompt) + request.budget)
+                request.usage.cached_tokens = self.prefixes.load(request.reusable, request.cache, request.variant)
                 self._reading.append(request)
 
     def _fits(self, needed: int) -> bool:
@@ -259,20 +169,21 @@ class Scheduler:
         room, given = PIECE_BESIDE_OTHERS if self._writing else PIECE, []
         for request in self._reading:
             assert request.cache is not None
-            start = request.cache.lengths[0]
+            start = request.read
             given.append((request, request.cache, request.prompt[start : start + room]))
             room -= len(given[-1][2])
             if room == 0:
                 break
-        wanted = [request.wanted(cache.lengths[0], len(piece)) for request, cache, piece in given]
-        found = self._engine.forward([piece for _, _, piece in given], [cache for _, cache, _ in given], wanted)
-        for (request, cache, _), logits in zip(given, found, strict=True):
+        wanted = [request.wanted(request.read, len(piece)) for request, _, piece in given]
+        variants = [request.variant for request, _, _ in given]
+        found = self._engine.forward([p for _, _, p in given], [c for _, c, _ in given], wanted, variants)
+        for (request, _, _), logits in zip(given, found, strict=True):
             with self._blamed(request):
                 assert request.begun is not None
                 request.usage.prefill_s = time.perf_counter() - request.begun
                 request.hear(logits)
                 self._reading.remove(request)
-                if cache.lengths[0] < len(request.prompt):
+                if request.read < len(request.prompt):
                     self._reading.append(request)
                 else:
                     self._writing.append(request)
@@ -287,7 +198,8 @@ class Scheduler:
         drafts = [self._draft(request, room) for request in self._writing]
         caches = [request.cache for request in self._writing if request.cache is not None]
         given = [[request.tokens[-1], *draft] for request, draft in zip(self._writing, drafts, strict=True)]
-        found = self._engine.forward(given, caches, [len(each) for each in given])
+        variants = [request.variant for request in self._writing]
+        found = self._engine.forward(given, caches, [len(each) for each in given], variants)
         for request, logits, draft in zip(list(self._writing), found, drafts, strict=True):
             with self._blamed(request):
                 self._say(request, logits, draft)
@@ -328,10 +240,10 @@ class Scheduler:
             self._reading.remove(request)
         else:
             self._writing.remove(request)
-        known = [*request.prompt, *request.tokens][: cache.lengths[0]]
+        known = [*request.prompt, *request.tokens][: request.read]
         request.end()  # nobody waits for the copying
         if request.keep:  # its own cache is there until that is done
-            self.prefixes.store(known, cache, self.memory - self.held - request.bytes)
+            self.prefixes.store(known, cache, self.memory - self.held - request.bytes, request.variant)
 
     @contextlib.contextmanager
     def _blamed(self, request: Request) -> Iterator[None]:

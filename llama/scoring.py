@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from llama.request import Request
 from llama.sampling import SamplingParams
-from llama.scheduler import Request
+from llama.serving import Variant
 
 if TYPE_CHECKING:
     from llama.engine import Engine
@@ -27,12 +28,18 @@ class Scoring(Request):
     scored = True
 
     def __init__(
-        self, engine: Engine, prompt: Sequence[int], continuation: Sequence[int], user: Hashable, keep: bool
+        self,
+        engine: Engine,
+        prompt: Sequence[int],
+        continuation: Sequence[int],
+        user: Hashable,
+        keep: bool,
+        variant: Variant,
     ) -> None:
         """keep: whether the keys and values of prompt and continuation are kept for later requests."""
         # What would follow the continuation's last token is not asked, so that it is not read.
-        super().__init__(engine, [*prompt, *continuation[:-1]], SamplingParams(), threading.Event(), user)
-        self.budget, self.bytes = 0, len(self.prompt) * engine.cache_bytes_per_token
+        super().__init__(engine, [*prompt, *continuation[:-1]], SamplingParams(), threading.Event(), user, variant)
+        self.budget, self.bytes = 0, (variant.front + len(self.prompt)) * variant.bytes_per_token
         self.keep, self._start, self._continuation = keep, len(prompt) - 1, list(continuation)
 
     @property
@@ -45,8 +52,7 @@ class Scoring(Request):
         return max(1, min(size, start + size - self._start))
 
     def hear(self, logits: Tensor) -> None:
-        assert self.cache is not None
-        end = self.cache.lengths[0]
+        end = self.read
         if end <= self._start:
             return  # a piece of the prompt that nothing asked about follows
         known = len(self.logprobs)

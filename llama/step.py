@@ -17,6 +17,7 @@ import numpy as np
 
 from llama import integers
 from llama import vectors as v
+from llama.low_rank import beside, reduced
 from llama.products import (
     BLOCKS,
     FIELDS,
@@ -41,7 +42,7 @@ SPLIT = 256  # positions that attention takes at a time
 TILE = 64  # positions whose keys, or values, fit the nearest cache
 QUERIES = 8  # tokens that share a tile, of many
 HALF, FLOAT = 2, 4  # bytes of a number in the caches (fp16), and elsewhere
-PHASES = 9  # of a layer; the embedding has one more, the output matrix two
+PHASES = 13  # of a layer; the embedding has one more, the output matrix two
 QKV, ATTN_OUT, GATE, UP, DOWN = 3, 3, 4, 5, 6  # how many matrices come first, and the places of those behind them
 
 
@@ -207,17 +208,19 @@ def matrix_of(matrices, kind):
 
 
 @compiled
-def normed(counters, phase, matrix, x, chosen, weight, eps, own, acts):
+def normed(counters, phase, matrix, x, chosen, weight, eps, own, acts, low):
     """acts = the chosen rows of x, normed and rounded for products with a matrix. own [D] is scratch."""
-    rows = len(chosen)
+    rows, (which, _, _, _, inner) = len(chosen), low
     for task in shared(counters, phase, by_rows(rows)):
         for n in rows_of(task, rows):
             norm(x[chosen[n]], weight, eps, own)
             round_row(matrix, own, 0, acts, n)
+            if len(inner) and which[n] >= 0:
+                inner[n, : len(own)] = own
 
 
 @compiled
-def projections(counters, phase, matrices, acts, qkv):
+def projections(counters, phase, layer, matrices, acts, qkv, low):
     """Queries, keys and values of all tokens: three matrices in one phase, their tasks numbered through."""
     rows, width = qkv.shape
     total = tasks_of(matrix_of(matrices, 0), rows)
@@ -231,7 +234,9 @@ def projections(counters, phase, matrices, acts, qkv):
             kind += 1
         matrix = matrix_of(matrices, kind)
         part = part_of(matrix, within, rows)
-        times(matrix, part, acts, qkv.ctypes.data + (part[2] * width + at + part[0] * LANES) * 4, width)
+        out = qkv.ctypes.data + (part[2] * width + at + part[0] * LANES) * FLOAT
+        times(matrix, part, acts, out, width)
+        beside(layer, kind, kind, part, low, out, width)
 
 
 @compiled
@@ -258,38 +263,44 @@ def gathered(counters, phase, matrix, positions, shape, parts, few, attended, ac
 
 
 @compiled
-def added(counters, phase, matrix, acts, tile, x):
-    """x [N, D] += activations times a matrix. tile: scratch for a task's outputs."""
+def added(counters, phase, layer, kind, matrix, acts, tile, x, low):
+    """x [N, D] += activations times a matrix, the layer's `kind`. tile: scratch for a task's outputs."""
     rows, width = len(x), tile.shape[2]
     for task in shared(counters, phase, tasks_of(matrix, rows)):
         part = part_of(matrix, task, rows)
         first, last, start, stop = part
         times(matrix, part, acts, tile.ctypes.data, width)
+        beside(layer, kind, 0, part, low, tile.ctypes.data, width)
         for n in range(start, stop):
             for i in range((last - first) * LANES):
                 x[n, first * LANES + i] += tile[0, n - start, i]
 
 
 @compiled
-def gates(counters, phase, matrices, acts, tile, rounded):
+def gates(counters, phase, layer, matrices, acts, tile, rounded, low):
     """rounded = silu(gate(x)) * up(x) (Shazeer 2020, eq. 6), for the product with the matrix behind them."""
     gate, up, down = matrix_of(matrices, GATE), matrix_of(matrices, UP), matrix_of(matrices, DOWN)
-    rows, width = len(rounded[0]), tile.shape[2]
+    rows, width, (which, _, _, _, inner) = len(rounded[0]), tile.shape[2], low
     for task in shared(counters, phase, tasks_of(gate, rows)):
         part = part_of(gate, task, rows)
         first, last, start, stop = part
         times(gate, part, acts, tile[0].ctypes.data, width)
         times(up, part, acts, tile[1].ctypes.data, width)
+        beside(layer, GATE, 0, part, low, tile[0].ctypes.data, width)
+        beside(layer, UP, 1, part, low, tile[1].ctypes.data, width)
         # A block's outputs are a group of the next product's inputs, so that they can be rounded here.
         count = (last - first) * LANES
         for n in range(start, stop):
             v.silu_times(tile[0, n - start].ctypes.data, tile[1, n - start].ctypes.data, count)
             round_row(down, tile[0, n - start, :count], first, rounded, n)
+            if len(inner) and which[n] >= 0:
+                inner[n, first * LANES : last * LANES] = tile[0, n - start, :count]
 
 
 @compiled
 def step(member, counters, embedding, table, head, norms, eps, tokens, x, caches, positions, starts, few, cos, sin,
-         shape, wanted, acts, rounded, last_acts, own, tile, qkv, parts, window, scores, attended, out):  # fmt: skip
+         shape, wanted, acts, rounded, last_acts, own, tile, qkv, parts, window, scores, attended, low,
+         out):  # fmt: skip
     """All layers for N tokens and the output matrix for M of them, in PHASES * layers + 3 phases.
 
     embedding, head: int64 [FIELDS]; table: int64 [layers, 7 * FIELDS]; norms [2 * layers + 1, D]; tokens: int64 [N];
@@ -299,26 +310,39 @@ def step(member, counters, embedding, table, head, norms, eps, tokens, x, caches
     Scratch: own [team, D]; tile [team, 2, PART, widest share]; qkv [N, (H + 2G) E]; parts [1, N, H, splits, E + 2] for
     few tokens, else [team, QUERIES, R, splits, E + 2]; window [team, TILE, E]; scores [team, QUERIES * R, SPLIT + 16];
     attended [N, H E]. out [M, V], the logits.
+    low: what adapters put beside products (`llama.low_rank`): int64 [N], each token's adapter or -1; int64 [adapters,
+    layers, 7, LOW_FIELDS]; fp32 [adapters, layers, 7], scales; scratch [N, 3, ranks] and, for the inputs of products,
+    [N, the widest]. Without any, the last two are empty.
     """
     everyone = np.arange(len(x))
     mine, room = own[member], tile[member]
     embedded(counters, 0, embedding, tokens, x)
+    adapted, inner = len(low[4]) > 0, low[4]
+    dim, ffn = x.shape[1], rounded[1].shape[1] * GROUP
     for layer in range(len(table)):
         matrices, phase = table[layer], layer * PHASES + 1
-        normed(counters, phase, matrices, x, everyone, norms[2 * layer], eps, mine, acts)
-        projections(counters, phase + 1, matrices, acts, qkv)
-        placed(counters, phase + 2, layer, caches, positions, cos, sin, shape, qkv)
+        normed(counters, phase, matrices, x, everyone, norms[2 * layer], eps, mine, acts, low)
+        if adapted:
+            reduced(counters, phase + 1, layer, 0, QKV, inner, dim, low)
+        projections(counters, phase + 2, layer, matrices, acts, qkv, low)
+        placed(counters, phase + 3, layer, caches, positions, cos, sin, shape, qkv)
         if few:
-            attention_of_few(counters, phase + 3, layer, caches, positions, starts, shape, qkv, window[member],
+            attention_of_few(counters, phase + 4, layer, caches, positions, starts, shape, qkv, window[member],
                              scores[member], parts[0])  # fmt: skip
         else:
-            attention_of_many(counters, phase + 3, layer, caches, positions, shape, qkv, window[member],
+            attention_of_many(counters, phase + 4, layer, caches, positions, shape, qkv, window[member],
                               scores[member], parts[member], attended)  # fmt: skip
-        gathered(counters, phase + 4, matrix_of(matrices, ATTN_OUT), positions, shape, parts[0], few, attended, acts)
-        added(counters, phase + 5, matrix_of(matrices, ATTN_OUT), acts, room, x)
-        normed(counters, phase + 6, matrix_of(matrices, GATE), x, everyone, norms[2 * layer + 1], eps, mine, acts)
-        gates(counters, phase + 7, matrices, acts, room, rounded)
-        added(counters, phase + 8, matrix_of(matrices, DOWN), rounded, room, x)
+        gathered(counters, phase + 5, matrix_of(matrices, ATTN_OUT), positions, shape, parts[0], few, attended, acts)
+        if adapted:
+            reduced(counters, phase + 6, layer, ATTN_OUT, 1, attended, attended.shape[1], low)
+        added(counters, phase + 7, layer, ATTN_OUT, matrix_of(matrices, ATTN_OUT), acts, room, x, low)
+        normed(counters, phase + 8, matrix_of(matrices, GATE), x, everyone, norms[2 * layer + 1], eps, mine, acts, low)
+        if adapted:
+            reduced(counters, phase + 9, layer, GATE, 2, inner, dim, low)
+        gates(counters, phase + 10, layer, matrices, acts, room, rounded, low)
+        if adapted:
+            reduced(counters, phase + 11, layer, DOWN, 1, inner, ffn, low)
+        added(counters, phase + 12, layer, DOWN, matrix_of(matrices, DOWN), rounded, room, x, low)
     phase = len(table) * PHASES + 1
-    normed(counters, phase, head, x, wanted, norms[2 * len(table)], eps, mine, last_acts)
+    normed(counters, phase, head, x, wanted, norms[2 * len(table)], eps, mine, last_acts, low)
     product(counters, phase + 1, head, last_acts, out)

@@ -34,7 +34,9 @@ STALE = 30 * 86400  # seconds after which what other versions compiled is remove
 def _cache_folder() -> str:
     """Where numba keeps what it compiled: a folder for these very sources, which it would not all compare itself."""
     here = Path(__file__).parent
-    sources = b"".join((here / f"{name}.py").read_bytes() for name in ("vectors", "integers", "products", "step"))
+    sources = b"".join(
+        (here / f"{name}.py").read_bytes() for name in ("vectors", "integers", "products", "low_rank", "step")
+    )
     root = Path(numba.config.CACHE_DIR or here / "__pycache__")
     folder = root / f"step-{hashlib.sha256(sources).hexdigest()[:16]}"
     try:

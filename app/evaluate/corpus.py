@@ -11,6 +11,7 @@ from pathlib import Path
 
 from langchain_core.documents import Document
 
+from app.adapters import AUTO, Shelf
 from app.config import Settings
 from app.errors import AppError
 from app.evaluate.metrics import holds
@@ -179,6 +180,14 @@ def _ingested(made: Services, kb: str, progress: Callable[[Event], None]) -> Rep
     return made.ingestor.sync(kb, progress=progress, rebuild=row is not None and row.embedder != now)
 
 
+def _adapter(settings: Settings) -> str:
+    """The setting as it means the same for another state folder."""
+    found = Shelf(settings).chosen(settings.adapter)
+    if settings.adapter == AUTO or found is None:
+        return settings.adapter
+    return str(Shelf(settings).folder_of(found).absolute())
+
+
 def _built(
     files: Iterable[tuple[str, bytes]], write: Callable[[Path], None], settings: Settings, kb: str = "default"
 ) -> Services:
@@ -206,6 +215,7 @@ def _built(
                 "kb": kb,
                 "model": str(settings.path_of_model(settings.model).absolute()),
                 "embedder": str(settings.path_of_model(settings.embedder).absolute()),
+                "adapter": _adapter(settings),
                 "rerank": settings.rerank if settings.cross_encoder is None else str(settings.cross_encoder.absolute()),
             }
         ),

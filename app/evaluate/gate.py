@@ -10,7 +10,7 @@ from typing import Any
 from app.config import Settings
 from app.errors import AppError
 from app.evaluate.questions import Dataset
-from app.evaluate.record import dataset_digest, model_of, write_json
+from app.evaluate.record import adapter_of, dataset_digest, model_of, write_json
 from app.evaluate.run import Inputs, Run
 from app.services import Services
 
@@ -41,6 +41,7 @@ def made_with(dataset: Dataset, services: Services) -> Row:
     return {
         "questions": dataset_digest(dataset),
         "model": {**model_of(settings), "dtype": _precision(settings)},
+        "adapter": None if (found := adapter_of(settings, services.adapter())) is None else found["sha256"],
         "embedder": services.embedder.identity,
         "k": settings.k,
         "retrieval": settings.retrieval,

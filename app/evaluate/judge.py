@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from app.adapters import label
 from app.errors import AppError
 from app.evaluate.compare import read_pair
 
@@ -47,9 +48,9 @@ def _messages(question: str, references: list[str], first: str, second: str) -> 
 class LocalJudge:
     """The loaded LLaMA: the likelier of the replies A, B and TIE."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.name = engine.name
-        self._engine = engine
+    def __init__(self, engine: Engine, adapter: str | None = None) -> None:
+        self.name = engine.name if adapter is None else f"{engine.name} with {label(adapter)}"
+        self._engine, self._adapter = engine, adapter
         self._replies = {reply: engine.tokenizer.encode(reply)[0] for reply in ("A", "B", "TIE")}
 
     def __call__(self, question: str, references: list[str], first: str, second: str) -> Verdict:
@@ -57,7 +58,7 @@ class LocalJudge:
 
         ids = self._engine.encode_chat(_messages(question, references, first, second))  # type: ignore[arg-type]
         try:
-            logits = self._engine.next_logits(ids)
+            logits = self._engine.next_logits(ids, self._adapter)
         except LlamaError as error:
             raise JudgeFault(str(error)) from error
         best = max(self._replies, key=lambda reply: float(logits[self._replies[reply]]))

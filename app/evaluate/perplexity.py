@@ -23,6 +23,7 @@ from app.progress import bar
 from ingest.errors import IngestError
 from ingest.loaders import load
 from llama.engine import Engine
+from llama.serving import Variant
 
 if TYPE_CHECKING:
     from app.services import Services
@@ -83,22 +84,25 @@ def run(services: Services, files: Sequence[Path], window: int | None, stride: i
     """
     if window and stride:
         _check_stride(window, stride)
-    engine = services.engine
-    size = window or min(WINDOW, engine.context_length)
+    engine, adapter = services.engine, services.named_adapter
+    variant = engine.variant(adapter)
+    longest = engine.context_length - variant.front
+    size = window or min(WINDOW, longest)
     step = stride or max(size // 2, 1)
-    if size > engine.context_length:
-        raise AppError(f"--window {size} exceeds the model's context of {engine.context_length}; choose a smaller one")
+    if size > longest:
+        raise AppError(f"--window {size} exceeds the model's context of {longest}; choose a smaller one")
     _check_stride(size, step)
     texts, failed = _read(files)
     total, each = Perplexity(), {}
     with bar(sum(len(text) for text in texts.values()), "character") as advance:
         for name, text in texts.items():
-            found = measure(engine, text, size, step, rows, lambda n, name=name: advance(n, name))  # type: ignore[misc]
+            tell = lambda n, name=name: advance(n, name)  # noqa: E731
+            found = measure(engine, text, size, step, rows, tell, variant)
             total.add(found)
             each[name] = found.to_json()
     if not total.tokens:
         raise AppError("the files hold less than two tokens; give longer ones")
-    about = surroundings(services.settings)
+    about = surroundings(services.settings, adapter)
     about["model"]["dtype"] = engine.precision
     return {
         "kind": "perplexity",
@@ -159,10 +163,12 @@ def measure(
     stride: int,
     rows: int = 1,
     advance: Callable[[int], None] = lambda characters: None,
+    variant: Variant | None = None,
 ) -> Perplexity:
     """The sums of one text. `window` is at most the model's context; `rows` windows run together.
 
-    `advance` hears of the characters that are done, those of the whole text in the end.
+    `advance` hears of the characters that are done, those of the whole text in the end. variant: the model with an
+    adapter, by default the bare one.
     """
     tokenizer, found = engine.tokenizer, Perplexity()
     ids = [*([tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []), *tokenizer.encode(text)]
@@ -172,7 +178,7 @@ def measure(
     for _, alike in groupby(windows(len(ids), window, stride), lambda w: (w.end - w.start, w.scored - w.start)):
         group = iter(alike)
         while batch := list(islice(group, rows)):
-            found.loss += _loss(engine, ids, batch)
+            found.loss += _loss(engine, variant or engine.plain, ids, batch)
             found.tokens += sum(each.end - each.scored for each in batch)
             done = len(text) * batch[-1].end // len(ids)
             advance(done - told)
@@ -181,17 +187,17 @@ def measure(
     return found
 
 
-def _loss(engine: Engine, ids: Sequence[int], batch: Sequence[Window]) -> float:
+def _loss(engine: Engine, variant: Variant, ids: Sequence[int], batch: Sequence[Window]) -> float:
     """Summed loss of the scored tokens of windows that are equally long; logits are never held for all of them."""
     size = batch[0].end - batch[0].start
     from_ = batch[0].scored - batch[0].start
     rows = [ids[each.start : each.end] for each in batch]
-    caches = [engine.new_cache(1, size) for _ in batch]
+    caches, variants = [variant.new_cache(1, size) for _ in batch], [variant] * len(batch)
     total = 0.0
     for start in range(0, size - 1, CHUNK):
         end = min(start + CHUNK, size - 1)
         scored = end - max(from_ - 1, start)
-        found = engine.forward([row[start:end] for row in rows], caches, [max(scored, 1)] * len(rows))
+        found = engine.forward([row[start:end] for row in rows], caches, [max(scored, 1)] * len(rows), variants)
         if scored > 0:
             for row, logits in zip(rows, found, strict=True):
                 targets = torch.tensor(row[end - scored + 1 : end + 1], device=engine.device)

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from app.adapters import Shelf, label
 from app.config import Settings
 from app.errors import AppError
 from app.evaluate.corpus import Corpus
@@ -43,17 +44,17 @@ def recorded(kind: str, dataset: Dataset, limit: int | None, place: Corpus) -> R
             "faults": dataset.faults,
         },
         "embedder": services.embedder.identity,
-        **surroundings(settings),
+        **surroundings(settings, services.adapter() if kind == "answers" else None),
     }
 
 
-def surroundings(settings: Settings) -> Row:
-    """Settings, model, versions and machine of a run, whatever it measures."""
+def surroundings(settings: Settings, adapter: str | None = None) -> Row:
+    """Settings, model, versions and machine of a run, whatever it measures. adapter: what the model is asked with."""
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "settings": _settings(settings),
         "model": model_of(settings),
-        "adapter": None,
+        "adapter": adapter_of(settings, adapter),
         "seed": settings.seed,
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONS}},
         "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
@@ -66,9 +67,14 @@ def model_of(settings: Settings) -> Row:
     return {"name": path.name, "sha256": _file_digest(path)}
 
 
+def adapter_of(settings: Settings, adapter: str | None) -> Row | None:
+    """An adapter by name and content."""
+    return None if adapter is None else {"name": label(adapter), "sha256": Shelf(settings).digest(adapter)}
+
+
 def _settings(settings: Settings) -> Row:
     found = settings.model_dump(mode="json", exclude=NOT_RECORDED)
-    return {**found, **{key: Path(found[key]).name for key in ("model", "embedder", "rerank")}}
+    return {**found, **{key: Path(found[key]).name for key in ("model", "adapter", "embedder", "rerank")}}
 
 
 def identity_of(head: Row) -> str:

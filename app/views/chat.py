@@ -79,7 +79,7 @@ def respond(exchange: Exchange, kb: str, k: int, history: list[Turn], key: str, 
         st.markdown(plain(exchange.question))
     events: queue.Queue[list[Document] | str | Answer | BaseException] = queue.Queue()
     cancel = threading.Event()
-    arguments = (exchange.question, kb, k, history, cancel, chosen, events)
+    arguments = (exchange.question, kb, k, history, cancel, chosen, st.session_state.chosen_adapter, events)
     threading.Thread(target=_work, args=arguments, daemon=True, name="answer").start()
     with st.bottom:
         stop = st.empty()
@@ -102,6 +102,7 @@ def _work(
     history: list[Turn],
     cancel: threading.Event,
     chosen: Filter | None,
+    adapter: str | None,
     events: queue.Queue[Any],
 ) -> None:
     state = shared()
@@ -109,7 +110,7 @@ def _work(
         while not state.ready.wait(0.2):
             if cancel.is_set():
                 return
-        for event in state.services.answerer.stream(question, kb, k, history, cancel, chosen):
+        for event in state.services.answerer.stream(question, kb, k, history, cancel, chosen, adapter):
             events.put(event)
     except BaseException as error:  # whatever it is, the tab must not wait for ever
         events.put(error)
@@ -225,6 +226,8 @@ def others(chunks: list[Document], key: str, title: str) -> None:
 
 def timing(answer: Answer) -> None:
     figures = answer.timings
+    if answer.adapter is not None:
+        st.caption(t("answered_with", adapter=plain(answer.adapter)))
     st.caption(
         t(
             "timing",

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import streamlit as st
 
+from app.adapters import NONE
+from app.errors import AppError
 from app.main import shared
 from app.views import chat, documents
 from app.views.render import STYLE, plain
 from app.views.text import t
+from finetune.errors import FinetuneError
 
 
 def admitted() -> bool:
@@ -28,8 +31,26 @@ def admitted() -> bool:
     return False
 
 
+def adapter() -> str | None:
+    """The choice of who answers, where there is one; None is that of the settings."""
+    services = shared().services
+    if not (names := services.adapters.fitting()):
+        return None
+    try:
+        usual = services.adapter() or NONE
+    except (AppError, FinetuneError) as error:
+        st.error(plain(str(error)))
+        usual = NONE
+    known = [NONE, *names] if usual in (NONE, *names) else [NONE, usual, *names]
+    chosen = st.session_state.get("chosen_adapter") or usual
+    index = known.index(chosen) if chosen in known else 0
+    return st.selectbox(
+        t("adapter"), known, index=index, format_func=lambda name: plain(t("no_adapter") if name == NONE else name)
+    )
+
+
 def sidebar() -> None:
-    """The choice of knowledge base and k, kept in `st.session_state.kb` and `.k`."""
+    """The choice of knowledge base, k and adapter, kept in `st.session_state` with `chosen_` before their names."""
     state = shared()
     settings = state.services.settings
     known = state.services.ingestor.kbs()
@@ -40,6 +61,7 @@ def sidebar() -> None:
         kb = st.selectbox(t("kb"), known, index=index)
         k = st.slider(t("k"), 1, max(12, settings.k), st.session_state.get("chosen_k", settings.k), help=t("k_help"))
         st.session_state.chosen_kb, st.session_state.chosen_k = kb, k
+        st.session_state.chosen_adapter = adapter()
         if state.fault:
             st.error(plain(state.fault))
         st.caption(plain(state.services.model_name))

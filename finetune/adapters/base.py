@@ -14,6 +14,7 @@ from finetune.errors import FinetuneError
 from llama.adaptation import Adaptation
 from llama.config import ModelConfig
 from llama.model import Block, Transformer
+from llama.serving import Serving
 
 # The seven products of a block, by the names that Hugging Face's LLaMA gives them, and where they stand in it.
 PRODUCTS = {
@@ -43,7 +44,6 @@ class Adapter(Adaptation):
     """
 
     options: Any  # the method's Options
-    per_request: ClassVar[bool] = True  # whether requests with and without it can share one model
 
     def enter(self, model: Transformer) -> Transformer:
         """The model that the method runs in, frozen but for what trains."""
@@ -63,6 +63,15 @@ class Adapter(Adaptation):
     def restore(self, model: Transformer, tensors: Mapping[str, Tensor]) -> None:
         """Takes over stored tensors. Raises FinetuneError where they are not those of this method and model."""
         fill(self.trained(model), tensors)
+
+    def serve(self, model: Transformer, tensors: Mapping[str, Tensor]) -> Serving:
+        """What requests take along, made once from stored tensors; called instead of `enter`, on a fresh adapter.
+
+        The model, which may be quantized, stays as it is, for others run with it meanwhile. Raises FinetuneError where
+        the tensors are not those of this method and model.
+        """
+        self.restore(model, tensors)
+        return Serving(model, self.eval().requires_grad_(False))
 
     def merge(self, model: Transformer) -> dict[str, Tensor]:
         """Puts the adapter into the model's weights; the model then needs it no more.
@@ -113,20 +122,26 @@ def unmerge(model: Transformer, before: Mapping[str, Tensor]) -> None:
 
 def fill(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Copies tensors into parameters of the same names and shapes. Raises FinetuneError where they differ."""
+    same(parameters, tensors)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def same(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raises FinetuneError where tensors have not the names and shapes of parameters."""
     if missing := sorted(parameters.keys() - tensors.keys()):
         raise FinetuneError(
             f"the adapter lacks {missing[0]} and {len(missing) - 1} more; it is of another kind or shape"
         )
     if surplus := sorted(tensors.keys() - parameters.keys()):
         raise FinetuneError(f"the adapter has {surplus[0]}, which its method does not know; it is of another kind")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            if parameter.shape != tensors[name].shape:
-                raise FinetuneError(
-                    f"the adapter's {name} is {list(tensors[name].shape)}, not {list(parameter.shape)}; "
-                    "it was made for another model"
-                )
-            parameter.copy_(tensors[name])
+    for name, parameter in parameters.items():
+        if parameter.shape != tensors[name].shape:
+            raise FinetuneError(
+                f"the adapter's {name} is {list(tensors[name].shape)}, not {list(parameter.shape)}; "
+                "it was made for another model"
+            )
 
 
 def products(model: Transformer, names: Sequence[str]) -> Iterator[tuple[int, str, nn.Module, Block]]:

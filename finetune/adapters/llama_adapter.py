@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from finetune.adapters.base import PEFT_LAYER, Adapter, Method, Options, Peft, Tensors
 from finetune.errors import FinetuneError
 from llama.config import ModelConfig
-from llama.model import Attention, attend
+from llama.model import Attention, Block, Transformer, attend
+from llama.serving import Serving
 
 
 class AdaptionOptions(Options):
@@ -45,21 +46,33 @@ class LlamaAdapter(Adapter):
             nn.init.normal_(self.prompt)
         gates = config.n_heads if options.gate == "head" else 1
         self.gate = nn.Parameter(torch.zeros(layers, gates))  # fp32 whatever the model is in
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}  # of a layer, where nothing trains any more
 
     def attended(self, attention: Attention, q: Tensor, out: Tensor) -> Tensor:
         place = attention.layer - self.first
         if place < 0:
             return out
-        size = self.options.adapter_len
-        prompt = self.prompt[place * size : (place + 1) * size].to(out.dtype)
-        shape = (1, size, attention.n_kv_heads, attention.head_dim)
-        k, v = (
-            linear(prompt).view(shape).transpose(1, 2).expand(len(q), -1, -1, -1).to(q.dtype)
-            for linear in (attention.k_proj, attention.v_proj)
-        )
+        k, v = self._kept.get(place) or self._projected(attention, out.dtype)
+        k, v = (each.expand(len(q), -1, -1, -1).to(q.dtype) for each in (k, v))
         gate = self.gate[place].view(1, -1, 1, 1)
         gate = gate.tanh() if self.options.gate == "head" else gate
         return out + gate.to(out.dtype) * attend(q, k, v, None, causal=False)
+
+    def _projected(self, attention: Attention, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values [1, G, n, E] of the layer's prompt."""
+        size, place = self.options.adapter_len, attention.layer - self.first
+        prompt = self.prompt[place * size : (place + 1) * size].to(dtype)
+        shape = (1, size, attention.n_kv_heads, attention.head_dim)
+        k, v = (linear(prompt).view(shape).transpose(1, 2) for linear in (attention.k_proj, attention.v_proj))
+        return k, v
+
+    def serve(self, model: Transformer, tensors: Mapping[str, Tensor]) -> Serving:
+        """The prompts' keys and values are computed once."""
+        made = super().serve(model, tensors)
+        for place, block in enumerate(model.layers[self.first :]):
+            assert isinstance(block, Block)
+            self._kept[place] = self._projected(block.self_attn, model.norm.weight.dtype)
+        return made
 
 
 def _write(

@@ -41,6 +41,9 @@ class LlamaPro(OwnWeights):
         group, place = divmod(layer, self.every + 1)
         return group * self.every + min(place, self.every - 1)
 
+    def order(self, layers: int) -> list[int]:
+        return [self.source(layer) for layer in range(self.depth)]
+
     def chosen(self, name: str) -> bool:
         first, _, rest = name.partition(".")
         return first == "layers" and int(rest.partition(".")[0]) % (self.every + 1) == self.every

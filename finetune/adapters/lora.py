@@ -26,8 +26,10 @@ from finetune.adapters.base import (
     products,
 )
 from finetune.errors import FinetuneError, nearest
+from llama.adaptation import Delta, LowRank
 from llama.config import ModelConfig
 from llama.model import Transformer
+from llama.serving import Serving
 
 
 class LoraOptions(Options):
@@ -128,6 +130,20 @@ class Lora(Adapter):
             norm = (dense(linear).float() + scale * (pair.B @ pair.A)).norm(dim=1)
         factor: Tensor = (pair.magnitude / norm).to(x.dtype)
         return factor * whole
+
+    def serve(self, model: Transformer, tensors: Mapping[str, Tensor]) -> Serving:
+        """Scale and norms are taken once. Beside a base in fewer bits, the norms are those of what they stand for."""
+        self.restore(model, tensors)
+        deltas, dtype = {}, model.norm.weight.dtype
+        with torch.no_grad():
+            for layer, name, linear, _ in products(model, self.options.lora_target):
+                pair, factor = self.pair(layer, name), None
+                b = self.options.scale * pair.B
+                if pair.magnitude is not None:
+                    wide = pair.magnitude / (dense(linear).float() + b @ pair.A).norm(dim=1)
+                    b, factor = wide[:, None] * b, wide.to(dtype)
+                deltas[layer, name] = Delta(pair.A.detach().to(dtype), b.to(dtype), factor)
+        return Serving(model, LowRank(deltas))
 
     def merge(self, model: Transformer) -> dict[str, Tensor]:
         before = {}

@@ -15,6 +15,7 @@ from finetune.errors import FinetuneError
 from llama.cache import KVCache
 from llama.config import ModelConfig
 from llama.model import Transformer
+from llama.serving import Serving
 
 
 class PrefixOptions(Options):
@@ -99,6 +100,13 @@ class PrefixTuning(Adapter):
             size, width = self.options.num_virtual_tokens, 2 * self.shape[0] * self.shape[1] * self.shape[2]
             self.network, self.table = None, nn.Parameter(torch.zeros(size, width, device=model.norm.weight.device))
         fill({"table": self.table}, tensors)
+
+    def serve(self, model: Transformer, tensors: Mapping[str, Tensor]) -> Serving:
+        """A prefix is what a cache begins with; nothing else is done in a forward."""
+        self.restore(model, tensors)
+        with torch.no_grad():
+            parts = [self.prefix(layer) for layer in range(self.shape[0])]
+        return Serving(model, front=(torch.stack([k for k, _ in parts]), torch.stack([v for _, v in parts])))
 
 
 def _write(options: PrefixOptions, config: ModelConfig, stored: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensors]:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from finetune.adapters.base import Adapter, Encode, Method, Options, Peft, Tensors, fill
 from finetune.errors import FinetuneError
+from llama.cache import KVCache
 from llama.config import ModelConfig
 from llama.model import Transformer
+from llama.serving import Serving
 
 
 class PromptOptions(Options):
@@ -74,6 +76,15 @@ class PromptTuning(Adapter):
     def restore(self, model: Transformer, tensors: Mapping[str, Tensor]) -> None:
         self.network = self.recurrent = None  # the encoder has done its part
         fill({"table": self.table}, tensors)
+
+    def serve(self, model: Transformer, tensors: Mapping[str, Tensor]) -> Serving:
+        """What stands first depends on nothing behind it, so its keys and values are computed once for all texts."""
+        self.restore(model, tensors)
+        size, weight = self.options.num_virtual_tokens, model.norm.weight
+        cache = KVCache(model.config, 1, size + 1, weight.dtype, weight.device)
+        with torch.no_grad():
+            model(torch.zeros(1, 1, dtype=torch.int64, device=weight.device), cache, adaptation=self)
+        return Serving(model, front=(cache.k[:, 0, :, :size], cache.v[:, 0, :, :size]))
 
 
 def _write(options: PromptOptions, config: ModelConfig, stored: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensors]:

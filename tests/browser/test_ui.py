@@ -6,6 +6,7 @@ The screenshots in shots/ are looked at before a release.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
+from finetune.run import base_of
+from llama.checkpoint import open_checkpoint
+
+from ..app.fakes import random_lora
 from .conftest import Server
 
 pytestmark = pytest.mark.browser
@@ -110,6 +115,24 @@ def test_a_file_dropped_into_the_inbox_is_indexed(server: Server, page: Any) -> 
     (server.home / "inbox" / "broken.pdf").write_bytes(b"%PDF-1.4 rubbish")
     page.get_by_test_id("stMarkdown").filter(has_text="broken.pdf").get_by_text("failed").wait_for()
     shot(page, "documents-failed-light")
+
+
+def test_who_answers_is_chosen_in_the_sidebar(server: Server, page: Any, gguf_path: Path) -> None:
+    base = base_of(open_checkpoint(gguf_path), None)
+    random_lora(gguf_path, server.home / "adapters" / "rambling", base)
+    try:
+        page.goto(server.url)
+        page.get_by_role("combobox", name="Adapter").click()
+        page.get_by_role("option", name="rambling").click()
+        ask(page, "Who changes the salt blocks on Mondays?")
+        page.get_by_text("Answered with the adapter rambling").wait_for(timeout=120_000)
+        page.get_by_role("combobox", name="Adapter").click()
+        page.get_by_role("option", name="None (the bare model)").click()
+        ask(page, "Who changes the salt blocks on Mondays, again?")
+        page.get_by_text("Piet").last.wait_for(timeout=120_000)
+        assert page.get_by_text("Answered with the adapter").count() == 1
+    finally:
+        shutil.rmtree(server.home / "adapters")
 
 
 def test_a_running_answer_can_be_stopped(server: Server, page: Any) -> None:

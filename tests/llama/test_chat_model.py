@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -52,6 +53,50 @@ def test_invoke_is_the_engine_s_answer(model: ChatLlama, engine: Engine) -> None
     }
     assert reply.response_metadata["finish_reason"] == generation.usage.finish_reason
     assert ("".join(listener.tokens), listener.ended) == (reply.content, 1)
+
+
+def test_what_an_answer_depends_on_is_told_to_caches(engine: Engine, fast: Engine) -> None:
+    """The same file in fp32 and quantized gives two sets of answers; so do other weights of the same name."""
+    plain, packed = ChatLlama(engine=engine), ChatLlama(engine=fast)
+    assert plain._identifying_params == ChatLlama(engine=engine)._identifying_params
+    assert plain._identifying_params["quant"] != packed._identifying_params["quant"]
+    assert plain._identifying_params["weights"] != packed._identifying_params["weights"]
+    assert "adapter" in plain._identifying_params
+    weight = engine.model.norm.weight
+    before, first = plain._identifying_params, weight[0].item()
+    try:
+        weight.data[0] += 1
+        assert plain._identifying_params != before
+    finally:
+        weight.data[0] = first
+    assert plain._identifying_params == before
+
+
+def test_a_stop_string_alone_is_one(model: ChatLlama) -> None:
+    whole = str(model.invoke(QUESTION).content)
+    assert model.invoke(QUESTION, stop="Paris").content == whole[: whole.index("Paris")]  # type: ignore[arg-type]
+
+
+def test_a_keyword_that_means_nothing_is_refused(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="temperature"):
+        ChatLlama(engine=engine, temperature=0.5)  # type: ignore[call-arg]
+
+
+def test_nobody_who_gave_up_waiting_holds_a_place(engine: Engine) -> None:
+    model = ChatLlama(engine=engine, sampling=SamplingParams(max_tokens=1500))
+
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(model.ainvoke("Count from one to one thousand."), 0.7)
+        for _ in range(100):
+            if engine.scheduler.running == 0:
+                return
+            await asyncio.sleep(0.05)
+        pytest.fail("it still runs")
+
+    asyncio.run(give_up())
+    reply = asyncio.run(ChatLlama(engine=engine, sampling=SamplingParams(max_tokens=16)).ainvoke(QUESTION))
+    assert "Paris" in reply.content
 
 
 def test_stream_gives_pieces_and_the_usage_once(model: ChatLlama) -> None:

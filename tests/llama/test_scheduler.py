@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Hashable
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ from llama.engine import Engine
 from llama.errors import LlamaError
 from llama.lookup import Lookup
 from llama.prefix import PrefixTree
+from llama.request import Request
 from llama.sampling import Sampler, SamplingParams
-from llama.scheduler import Request
 
 FACTS = "The refuge stands at 2,450 metres and has 48 beds. Dinner is served at seven. Lights go out at ten. " * 6
 
@@ -135,9 +136,9 @@ def test_what_is_kept_leaves_room_for_what_it_is_copied_from(fast: Engine, monke
     room: list[int] = []
     store = PrefixTree.store
 
-    def watched(tree: PrefixTree, tokens: list[int], cache: KVCache, budget: int) -> None:
+    def watched(tree: PrefixTree, tokens: list[int], cache: KVCache, budget: int, of: Hashable) -> None:
         room.append(budget)
-        store(tree, tokens, cache, budget)
+        store(tree, tokens, cache, budget, of)
 
     monkeypatch.setattr(PrefixTree, "store", watched)
     for share, kept in ((1.5, False), (2.5, True)):
@@ -145,7 +146,7 @@ def test_what_is_kept_leaves_room_for_what_it_is_copied_from(fast: Engine, monke
         said(small, prompt, params)
         said(small, ask(small, "Hello."), SamplingParams(max_tokens=1))  # the storing of the first is over by then
         assert room[0] <= small.scheduler.memory - needed
-        assert (small.scheduler.prefixes.match(prompt) > len(prompt) // 2) == kept
+        assert (small.scheduler.prefixes.match(prompt, small.plain) > len(prompt) // 2) == kept
         room.clear()
 
 
@@ -272,7 +273,7 @@ def test_a_cache_that_cannot_be_made_is_told(own: Engine, monkeypatch: pytest.Mo
         def fail(rows: int, capacity: int) -> None:
             raise MemoryError("no room")
 
-        patch.setattr(own, "new_cache", fail)
+        patch.setattr(own.plain, "new_cache", fail)
         with pytest.raises(MemoryError):
             list(own.generate(ask(own, "Hello."), SamplingParams()))
     assert own.scheduler.held == 0
