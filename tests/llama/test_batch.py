@@ -7,9 +7,12 @@ import threading
 import pytest
 import torch
 
+from llama.cache import KVCache
+from llama.config import ModelConfig
 from llama.decoding import Decoding
 from llama.engine import Engine
 from llama.errors import LlamaError
+from llama.model import Transformer
 from llama.sampling import SamplingParams
 
 QUESTIONS = [
@@ -46,6 +49,27 @@ def test_equals_one_at_a_time(
         assert found[i].usage.answer_tokens >= len(found[i].tokens)
         assert found[i].usage.prefill_s > 0
     assert len({found[i].usage.answer_tokens for i in found}) > 2, "rows come free at different times"
+
+
+def test_padding_may_lie_behind_the_end_of_the_context() -> None:
+    """Row 0 takes its last token beside three of row 1."""
+    torch.manual_seed(2)
+    config = ModelConfig(
+        dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=48, vocab_size=50, context_length=16,
+        norm_eps=1e-5, rope_theta=10000.0, tied=True,
+    )  # fmt: skip
+    model = Transformer(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=parameter.ndim == 1, std=0.3)
+    rows = [torch.randint(50, (1, 16)), torch.randint(50, (1, 7))]
+    with torch.inference_mode():
+        both, singles = KVCache(config, 2, 16), [KVCache(config, 1, 16) for _ in rows]
+        first = torch.cat((rows[0][:, :15], torch.cat((rows[1][:, :4], torch.zeros(1, 11, dtype=torch.long)), 1)))
+        model(first, both, new=[15, 4])
+        second = torch.cat((torch.cat((rows[0][:, 15:], torch.zeros(1, 2, dtype=torch.long)), 1), rows[1][:, 4:]))
+        found = model(second, both, new=[1, 3], last=True)
+        for row, cache, logits in zip(rows, singles, found, strict=True):
+            assert torch.allclose(model(row, cache, last=True)[0], logits, atol=1e-5)
 
 
 def test_sampled_rows_keep_their_seed(engine: Engine, prompts: list[list[int]]) -> None:
