@@ -60,7 +60,7 @@ def test_padding_may_lie_behind_the_end_of_the_context() -> None:
     )  # fmt: skip
     model = Transformer(config).eval()
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, mean=parameter.ndim == 1, std=0.3)
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3)
     rows = [torch.randint(50, (1, 16)), torch.randint(50, (1, 7))]
     with torch.inference_mode():
         both, singles = KVCache(config, 2, 16), [KVCache(config, 1, 16) for _ in rows]
