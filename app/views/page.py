@@ -45,7 +45,7 @@ def adapter() -> str | None:
     chosen = st.session_state.get("chosen_adapter") or usual
     index = known.index(chosen) if chosen in known else 0
     return st.selectbox(
-        t("adapter"), known, index=index, format_func=lambda name: plain(t("no_adapter") if name == NONE else name)
+        t("adapter"), known, index=index, format_func=lambda name: t("no_adapter") if name == NONE else name
     )
 
 

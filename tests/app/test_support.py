@@ -21,7 +21,7 @@ SENTENCE = "The beasts receive weekly supplements."
 def engine(worth: dict[str, float], context: int = 4096) -> Any:
     """A sentence's tokens are likelier by `worth` for each of these texts in the prompt."""
 
-    def log_likelihoods(pairs: Sequence[tuple[str, list[int]]]) -> list[list[float]]:
+    def log_likelihoods(pairs: Sequence[tuple[str, list[int]]], adapter: str | None = None) -> list[list[float]]:
         return [[-5.0 + sum(w for text, w in worth.items() if text in prompt)] * len(said) for prompt, said in pairs]
 
     return SimpleNamespace(
@@ -59,6 +59,7 @@ def test_the_answer_uses_it_where_it_is_wanted(trace: bool) -> None:
 
     class Both:
         model_name, confidence, retriever = backend.model_name, backend.confidence, backend.retriever
+        adapter = backend.adapter
 
         @property
         def engine(self) -> Any:

@@ -120,16 +120,20 @@ def test_a_file_dropped_into_the_inbox_is_indexed(server: Server, page: Any) -> 
 def test_who_answers_is_chosen_in_the_sidebar(server: Server, page: Any, gguf_path: Path) -> None:
     base = base_of(open_checkpoint(gguf_path), None)
     random_lora(gguf_path, server.home / "adapters" / "rambling", base)
+    page.goto(f"{server.url}/documents")
+    page.get_by_text("Inbox folder").wait_for()
+    (server.home / "inbox" / "licks.txt").write_text("Mineral licks are renewed on Fridays by Odile.\n")
+    page.get_by_test_id("stMarkdown").filter(has_text="licks.txt").get_by_text("indexed").wait_for()
     try:
-        page.goto(server.url)
+        page.get_by_role("link", name="Ask").click()
         page.get_by_role("combobox", name="Adapter").click()
         page.get_by_role("option", name="rambling").click()
-        ask(page, "Who changes the salt blocks on Mondays?")
+        ask(page, "Who renews the mineral licks on Fridays?")
         page.get_by_text("Answered with the adapter rambling").wait_for(timeout=120_000)
         page.get_by_role("combobox", name="Adapter").click()
         page.get_by_role("option", name="None (the bare model)").click()
-        ask(page, "Who changes the salt blocks on Mondays, again?")
-        page.get_by_text("Piet").last.wait_for(timeout=120_000)
+        ask(page, "By whom are mineral licks renewed?")
+        page.get_by_text(re.compile("s: search .* tokens")).nth(1).wait_for(timeout=120_000)
         assert page.get_by_text("Answered with the adapter").count() == 1
     finally:
         shutil.rmtree(server.home / "adapters")
