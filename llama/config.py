@@ -111,7 +111,7 @@ class ModelConfig:
                 norm_eps=float(metadata["llama.attention.layer_norm_rms_epsilon"]),
                 rope_theta=float(metadata.get("llama.rope.freq_base", 10_000.0)),
                 tied=tied,
-                rope_divisors=rope_divisors or _linear_gguf(metadata, head_dim),
+                rope_divisors=_divisors_gguf(metadata, head_dim, rope_divisors),
             )
             rotated = int(metadata.get("llama.rope.dimension_count", head_dim))
             parts = int(metadata.get("split.count", 1))
@@ -211,11 +211,18 @@ class ModelConfig:
             raise LlamaError(f"its config.json cannot be read ({error})") from error
 
 
-def _linear_gguf(metadata: Mapping[str, Any], head_dim: int) -> tuple[float, ...] | None:
-    """Linear interpolation of positions (Chen et al. 2023, eq. 4), the same as dividing every frequency."""
-    if metadata.get("llama.rope.scaling.type") != "linear":
-        return None
-    return (float(metadata["llama.rope.scaling.factor"]),) * (head_dim // 2)
+def _divisors_gguf(
+    metadata: Mapping[str, Any], head_dim: int, stored: tuple[float, ...] | None
+) -> tuple[float, ...] | None:
+    """Linear interpolation of positions (Chen et al. 2023, eq. 4), the same as dividing every frequency.
+
+    As llama.cpp has it: a factor without a type is linear, under its older key too, and none is 0; it is applied
+    besides the divisors that are `stored`.
+    """
+    factor = float(metadata.get("llama.rope.scaling.factor", metadata.get("llama.rope.scale_linear", 0.0)))
+    if metadata.get("llama.rope.scaling.type", "linear") != "linear" or factor in (0.0, 1.0):
+        return stored
+    return tuple(factor * divisor for divisor in stored or (1.0,) * (head_dim // 2))
 
 
 def _ffn_meta(params: Mapping[str, Any], dim: int) -> int:

@@ -268,3 +268,27 @@ def test_rotary_scaling(tmp_path: Path) -> None:
     linear = load_transformer(open_gguf(path), torch.float32, "cpu")
     np.testing.assert_allclose(linear.rope.sin[8], plain.rope.sin[2], atol=1e-5)
     assert not torch.equal(linear.rope.sin[7], model.rope.sin[7])
+
+
+FACTOR, OLDER, KIND = "llama__rope__scaling__factor", "llama__rope__scale_linear", "llama__rope__scaling__type"
+
+
+@pytest.mark.parametrize(
+    ("keys", "divisor"),
+    [
+        ({FACTOR: 4.0}, 4.0),
+        ({OLDER: 4.0}, 4.0),
+        ({OLDER: 4.0, KIND: "linear"}, 4.0),
+        ({FACTOR: 2.0, OLDER: 4.0}, 2.0),
+        ({FACTOR: 4.0, KIND: "none"}, 1.0),
+        ({FACTOR: 0.0, KIND: "linear"}, 1.0),
+    ],
+)
+@pytest.mark.parametrize("slow", [False, True])
+def test_linear_scaling_in_every_spelling(tmp_path: Path, keys: dict[str, Any], divisor: float, slow: bool) -> None:
+    """A factor without a type, or under its older key, is linear, besides `rope_freqs.weight`: as llama.cpp has it."""
+    stored = np.linspace(1, 8, 8, dtype=np.float32)
+    weights = tensors(np.random.default_rng(0)) | ({"rope_freqs.weight": stored} if slow else {})
+    config = open_gguf(write(tmp_path / "tiny.gguf", weights, **keys)).config
+    expected = (stored if slow else np.ones(8)) * divisor
+    assert (config.rope_divisors or (1.0,) * 8) == pytest.approx(expected.tolist())
