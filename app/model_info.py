@@ -193,10 +193,20 @@ def _llama_info(path: Path) -> dict[str, Any]:
         "head_width": config.head_dim,
         "inner_width": config.ffn_dim,
         "context": config.context_length,
+        "context_note": _context_note(opened),
         "vocabulary": config.vocab_size,
         "bytes": size_of(path),
         **_needs_or_why(opened),
     }
+
+
+def _context_note(opened: Checkpoint) -> str | None:
+    """Why the context is shorter than what the configuration names, where it is."""
+    from llama.config import contexts_hf
+    from llama.hf_folder import HFFolder
+
+    longest, window = contexts_hf(opened.settings) if isinstance(opened, HFFolder) else (0, 0)
+    return f"of {longest:,} tokens; attention looks back {window:,}" if window < longest else None
 
 
 def _folder_info(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ MOST = {
 
 # Keys of a config.json under which another value means another computation, and what a LLaMA has there.
 LLAMA_HAS = (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False))
+DEFAULT_KV_HEADS = {"mistral": 8}  # transformers'; elsewhere one for each query head
 
 # What Meta's params.json may hold; the last three say nothing about the computation.
 META_KEYS = {
@@ -172,9 +173,6 @@ class ModelConfig:
         kind = config.get("model_type")
         if kind not in ("llama", "mistral"):
             raise LlamaError(f"its model_type is {kind!r}; only 'llama', and what computes the same, can be run")
-        window, longest = config.get("sliding_window"), config.get("max_position_embeddings") or 2048
-        if kind == "mistral" and window is not None and not (isinstance(window, int) and window >= longest):
-            raise LlamaError(f"it is a mistral that looks back {window} tokens only, which LLaMA does not")
         if quantized := config.get("quantization_config"):
             method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
             raise LlamaError(
@@ -195,11 +193,11 @@ class ModelConfig:
                 dim=dim,
                 n_layers=int(config["num_hidden_layers"]),
                 n_heads=n_heads,
-                n_kv_heads=int(config.get("num_key_value_heads") or n_heads),
+                n_kv_heads=int(config.get("num_key_value_heads", DEFAULT_KV_HEADS.get(kind)) or n_heads),
                 head_dim=head_dim,
                 ffn_dim=int(config["intermediate_size"]),
                 vocab_size=int(config["vocab_size"]),
-                context_length=int(config.get("max_position_embeddings") or 2048),
+                context_length=min(contexts_hf(config)),
                 norm_eps=float(config.get("rms_norm_eps") or 1e-6),
                 rope_theta=theta,
                 tied=bool(config.get("tie_word_embeddings", False)),
@@ -209,6 +207,18 @@ class ModelConfig:
             raise LlamaError(f"its config.json lacks {error}") from error
         except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
             raise LlamaError(f"its config.json cannot be read ({error})") from error
+
+
+def contexts_hf(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Positions that a config.json is made for, and how many of them attention looks back over (Jiang et al. 2023).
+
+    Up to its window, a mistral computes what a LLaMA does. A key that is absent has transformers' default: a window of
+    4,096 tokens; only null is none. Raises TypeError or ValueError for what is no number.
+    """
+    mistral = config.get("model_type") == "mistral"
+    longest = int(config.get("max_position_embeddings") or (131_072 if mistral else 2048))
+    window = config.get("sliding_window", 4096) if mistral else None
+    return longest, longest if window is None else int(window)
 
 
 def _divisors_gguf(

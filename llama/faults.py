@@ -17,7 +17,7 @@ def one_line(kinds: Iterable[Iterable[str]]) -> str:
     """
     said = []
     for kind in kinds:
-        faults = _grouped(list(dict.fromkeys(kind)))
+        faults = _grouped(kind)
         said += [_plain(fault) for fault in faults[:MOST]]
         if len(faults) > MOST:
             said.append(f"and {len(faults) - MOST} more like the last")
@@ -29,13 +29,13 @@ def _plain(fault: str) -> str:
     return fault if len(fault) <= LONGEST else fault[:LONGEST] + "…"
 
 
-def _grouped(faults: list[str]) -> list[str]:
+def _grouped(faults: Iterable[str]) -> list[str]:
     """The same faults, those that differ in the number of the block only as one: blk.0-31.attn_q.bias."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for fault in faults:
         before, *rest = BLOCK.split(fault, maxsplit=1)  # and, where there is a block, its number and what follows
         groups.setdefault((before, *rest[1:]), []).extend(map(int, rest[:1]))
-    return [_ranges(sorted(numbers)).join(key) if numbers else key[0] for key, numbers in groups.items()]
+    return [_ranges(sorted(set(numbers))).join(key) if numbers else key[0] for key, numbers in groups.items()]
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -22,7 +22,6 @@ from llama.tokenizer import Tokenizer
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 COMPUTED = "rotary_emb.inv_freq"  # old writers stored this table; it follows from the configuration
 KINDS = {"F64", "F32", "F16", "BF16"}  # of numbers that need no scale
-ROWS_AT_ONCE = 4096
 
 Head = Mapping[str, tuple[tuple[int, ...], str]]  # shape and kind of each tensor
 
@@ -49,11 +48,9 @@ class HFFolder:
         except LlamaError:  # there are no weights yet, or none that can be read: said by who needs them
             return False
         both = [found[name] for name in (EMBEDDING, OUTPUT) if name in found and not found[name].fault]
-        if len(both) < 2 or both[0].shape != both[1].shape or not both[0].shape:
+        if len(both) < 2 or both[0].shape != both[1].shape:
             return False
-        one, other = (each.read() for each in both)
-        parts = (slice(i, i + ROWS_AT_ONCE) for i in range(0, len(one), ROWS_AT_ONCE))
-        return not all(torch.equal(one[part].float(), other[part].float()) for part in parts)
+        return not torch.equal(both[0].read(), both[1].read())
 
     def tensors(self) -> tuple[dict[str, Stored], list[str]]:
         found: list[tuple[str, Stored]] = []
@@ -114,6 +111,10 @@ class HFFolder:
             ends.update(x for x in (value if isinstance(value, list) else [value]) if isinstance(x, int))
         bos = self.settings.get("bos_token_id")
         bos = bos if isinstance(bos, int) else None
+        if not {*ends, *([] if bos is None else [bos])} <= set(range(self.config.vocab_size)):
+            raise LlamaError(
+                "its first or last token is beyond its vocabulary; mend config.json, generation_config.json"
+            )
         for name, read in TOKENIZERS.items():
             if (self.path / name).is_file():
                 return read(self.path / name, bos, ends).within(self.config.vocab_size)

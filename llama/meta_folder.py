@@ -25,6 +25,8 @@ from llama.tokenizer import Tokenizer
 
 PARAMS, TOKENIZER, TEMPLATE = "params.json", "tokenizer.model", "chat_template.jinja"
 SHARD = re.compile(r"consolidated\.(\d\d)\.pth")
+# What a file of torch.save in its old form begins with: a pickle, protocol 2, of 0x1950A86A20F9469CFC6C.
+OLD = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 COMPUTED = "rope.freqs"  # follows from params.json
 
 ROWS, COLUMNS, WHOLE = 0, 1, None
@@ -156,6 +158,13 @@ def _load(file: Path) -> dict[str, Tensor]:
         if code := re.search(r"GLOBAL ([\w.]+)", said):
             raise LlamaError(
                 f"{file.name} wants to run {code[1]} when it is opened; weights never do, do not use it"
+            ) from error
+        with file.open("rb") as opened:
+            old = opened.read(len(OLD)) == OLD
+        if old:
+            raise LlamaError(
+                f"{file.name} is in PyTorch's format from before 1.6, which cannot be mapped; convert it: "
+                f"torch.save(torch.load('{file.name}', weights_only=True), '{file.name}')"
             ) from error
         reason = next(iter(said.splitlines()), type(error).__name__)[:120]
         raise LlamaError(f"{file.name} is not a whole file of weights ({reason}); fetch it again") from error

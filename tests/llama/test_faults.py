@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llama import hf_folder
 from llama.checkpoint import load_transformer, open_checkpoint, open_gguf, tensors_of
 from llama.errors import LlamaError
 from llama.faults import MOST, one_line
@@ -125,10 +124,12 @@ def test_two_tensors_of_one_name(tmp_path: Path) -> None:
 def test_a_very_long_list_is_cut() -> None:
     """Of each kind for itself, so that no kind hides another; names from outside neither break the line nor fill it."""
     surplus = [f"surplus x{i}" for i in range(MOST + 7)]
-    said = one_line([surplus, ["missing a\nb", "missing " + "c" * 9000], [], ["d", "d"]])
+    said = one_line(
+        [surplus, ["missing a\nb", "missing " + "c" * 9000], [], ["d", "d"], ["layers.1.e", "layers.1.e", "layers.2.e"]]
+    )
     assert said.startswith("surplus x0; surplus x1; ")
     assert f"surplus x{MOST - 1}; and 7 more like the last; missing a?b; missing ccc" in said
-    assert said.endswith("…; d")
+    assert said.endswith("…; d; layers.1-2.e")
     assert len(said) < 2000
     assert one_line([[], []]) == ""
 
@@ -144,9 +145,8 @@ def tied_folder(path: Path, output: torch.Tensor | None, kind: torch.dtype = tor
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_output_that_differs_from_the_embedding_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in transformers, whatever `tie_word_embeddings` says; in the last row too, a part of its own."""
-    monkeypatch.setattr(hf_folder, "ROWS_AT_ONCE", 5)
+def test_an_output_that_differs_from_the_embedding_counts(tmp_path: Path) -> None:
+    """As in transformers, whatever `tie_word_embeddings` says; in the last row too."""
     transformers = pytest.importorskip("transformers")
     tokens = torch.arange(60)[None]
     own = torch.randn(96, 48, generator=torch.Generator().manual_seed(5))
