@@ -155,6 +155,42 @@ def test_each_of_several_ends_stops(tmp_path: Path) -> None:
         assert generated(255, token, 254) == (free[: free.index(token)], "stop")
 
 
+def test_what_old_writers_stored_besides(tmp_path: Path) -> None:
+    """Frequencies that follow from the configuration, in one file and in several."""
+    for shards in (False, True):
+        path, _ = folder(tmp_path / str(shards), shards=shards)
+        file = min(path.glob("*.safetensors"))
+        name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+        save_file({**load_file(file), name: torch.ones(6)}, file)
+        if shards:
+            index = path / "model.safetensors.index.json"
+            places = json.loads(index.read_text())["weight_map"]
+            rewrite(index, weight_map={**places, name: file.name})
+        load_transformer(open_checkpoint(path), torch.float32, "cpu")
+
+
+def test_the_default_among_several_templates(tmp_path: Path) -> None:
+    path, _ = folder(tmp_path / "m")
+    several = [{"name": name, "template": f"of {name}"} for name in ("tool_use", "default", "rag")]
+    rewrite(path / "tokenizer_config.json", chat_template=several)
+    assert open_checkpoint(path).chat_template == "of default"
+    rewrite(path / "tokenizer_config.json", chat_template=[*several[:1], "damaged"])
+    assert open_checkpoint(path).chat_template is None
+
+
+def test_where_the_base_of_the_rotation_stands(tmp_path: Path) -> None:
+    """transformers 5 writes it beside the scaling; a key outside, of an older writer, does not count then."""
+    path, _ = folder(tmp_path / "m")
+    for changed in (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, "rope_theta": 70_000.0},
+        {"rope_parameters": "gone", "rope_theta": 70_000.0},
+        {"rope_parameters": "gone", "rope_theta": "gone"},
+    ):
+        rewrite(path / "config.json", **changed)
+        theirs = transformers.AutoConfig.from_pretrained(path).rope_parameters["rope_theta"]
+        assert open_checkpoint(path).config.rope_theta == theirs, changed
+
+
 def rewrite(path: Path, **changed: Any) -> None:
     found = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in (found | changed).items() if v != "gone"}))
