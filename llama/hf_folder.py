@@ -111,13 +111,16 @@ class HFFolder:
             ends.update(x for x in (value if isinstance(value, list) else [value]) if isinstance(x, int))
         bos = self.settings.get("bos_token_id")
         bos = bos if isinstance(bos, int) else None
-        if not {*ends, *([] if bos is None else [bos])} <= set(range(self.config.vocab_size)):
-            raise LlamaError(
-                "its first or last token is beyond its vocabulary; mend config.json, generation_config.json"
-            )
+        rows = self.config.vocab_size
         for name, read in TOKENIZERS.items():
             if (self.path / name).is_file():
-                return read(self.path / name, bos, ends).within(self.config.vocab_size)
+                found = read(self.path / name, bos, ends)
+                # Special tokens may lie behind the model's table; a number that neither has is none.
+                if not {*ends, *([] if bos is None else [bos])} <= set(range(max(rows, found.vocab_size))):
+                    raise LlamaError(
+                        "its first or last token is beyond its vocabulary; mend config.json or generation_config.json"
+                    )
+                return found.within(rows)
         raise LlamaError(f"it has none of {', '.join(TOKENIZERS)}; fetch the model again")
 
     @property
