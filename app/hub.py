@@ -109,6 +109,8 @@ def choose(wanted: Wanted, files: Mapping[str, Remote]) -> list[Remote]:
     if wanted.file is None and "config.json" in files and weights:
         return [files[name] for name in (*DESCRIBING, *weights) if name in files]
     if wanted.file is None and "params.json" in files and shards:
+        if absent := sorted({f"consolidated.{i:02}.pth" for i in range(int(shards[-1][13:15]))} - {*shards}):
+            raise AppError(f"{wanted.repository} lacks {', '.join(absent)}; choose another model")
         return [files[name] for name in (*META_DESCRIBING, *shards) if name in files]
     gguf = sorted(name for name in files if name.endswith(".gguf") and not GGUF_PART.search(name))
     chosen = gguf if wanted.file is None else [name for name in gguf if name == wanted.file]
@@ -123,7 +125,7 @@ def choose(wanted: Wanted, files: Mapping[str, Remote]) -> list[Remote]:
 
 def _fetch_all(source: Source, commit: str, files: list[Remote], work: Path, before: Path, quiet: bool) -> None:
     """All files into `work`; those that the version in place (`before`) has already are taken from there."""
-    from llama.checkpoint import open_checkpoint
+    from llama.checkpoint import open_checkpoint, tensors_of
 
     work.mkdir(parents=True, exist_ok=True)
     total = sum(file.size for file in files)
@@ -137,9 +139,8 @@ def _fetch_all(source: Source, commit: str, files: list[Remote], work: Path, bef
     with megabytes(total, quiet) as progress:
         for file in files:
             if file.name not in DESCRIBING and not described and (work / "config.json").is_file():
-                # Gigabytes are still to come: what cannot be run is better said now.
-                opened = open_checkpoint(work)
-                described = opened.config is not None and opened.tokenizer() is not None
+                _check_described(work, {each.name for each in files})
+                described = True
             path = work / file.name
             if not path.is_file() and file.is_at(before / file.name):
                 shutil.copyfile(before / file.name, path)
@@ -148,7 +149,20 @@ def _fetch_all(source: Source, commit: str, files: list[Remote], work: Path, bef
             else:
                 source.fetch(commit, file, path, progress)
     opened = open_checkpoint(work if len(files) > 1 else work / files[0].name)
+    tensors_of(opened), opened.tokenizer()
+
+
+def _check_described(work: Path, files: set[str]) -> None:
+    """Gigabytes are still to come: what cannot be run is better said now. Raises LlamaError."""
+    from llama.hf_folder import SINGLE, open_hf_folder
+
+    opened = open_hf_folder(work)
     opened.config, opened.tokenizer()
+    if SINGLE not in files and (absent := sorted({shard.name for shard in opened.shards()} - files)):
+        local = work.name.partition("@")[0]
+        raise LlamaError(
+            f"{local}: its index names {', '.join(absent)}, which the hub does not have; choose another model"
+        )
 
 
 def _clear(partial: Path, local: str, keep: Path | None) -> None:

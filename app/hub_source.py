@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 TRIES = 5  # in a row without a single byte
 PAUSE_S = 1.0  # before the second try, twice as long before each further one
+BUSY = (429, 500, 502, 503, 504)  # answers that may be others in a moment
+
+
+class _BusyError(Exception):
+    """The hub is there and does not give a file at the moment."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,10 @@ class Source:
                         progress(len(block), file.name)
                     sink.flush()
                     os.fsync(sink.fileno())
-            except httpx.TransportError as error:
+            except (httpx.TransportError, _BusyError) as error:
                 fault = str(error) or type(error).__name__
+            except (httpx.HTTPError, httpx.InvalidURL) as error:  # led in circles, or to no address
+                raise AppError(f"{self._hub} does not give {file.name} ({error}); try again later") from error
             tries = 0 if done > before else tries + 1
             if tries == TRIES:
                 raise AppError(
@@ -134,6 +141,8 @@ class Source:
         headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
         url = f"{self._hub}/{self._repository}/resolve/{commit}/{name}"
         with self._client.stream("GET", url, headers=headers) as answer:
+            if answer.status_code in BUSY:
+                raise _BusyError(f"the hub answered {answer.status_code} {answer.reason_phrase}".rstrip())
             self._check(answer)
             if start and answer.status_code != 206:
                 yield None

@@ -16,7 +16,7 @@ from app.catalogue import CATALOGUE
 from app.errors import AppError
 
 if TYPE_CHECKING:
-    from llama.checkpoint import Checkpoint
+    from llama.checkpoint import Checkpoint, Stored
 
 Kind = Literal["llama", "embedder", "reranker", "unknown"]
 
@@ -172,16 +172,20 @@ def _needs_or_why(opened: Checkpoint) -> dict[str, Any]:
 
 
 def _llama_info(path: Path) -> dict[str, Any]:
-    """A folder with a LLaMA. Raises LlamaError when weights are missing or damaged."""
+    """A folder with a LLaMA. Raises LlamaError when files of weights are missing or damaged."""
     from llama.checkpoint import open_checkpoint
+    from llama.errors import LlamaError
+    from llama.hf_folder import HFFolder
 
     opened = open_checkpoint(path)
+    if isinstance(opened, HFFolder) and (lost := opened.lost()):
+        raise LlamaError(f"{path.name} cannot be used: {'; '.join(lost)}")
     config = opened.config
     return {
         "path": str(path),
         "format": "Hugging Face" if (path / "config.json").is_file() else "Meta",
         "architecture": "llama",
-        "parameters": sum(math.prod(shape) for shape in _shapes(opened).values()),
+        "parameters": sum(math.prod(each.shape) for each in _stored(opened) if not each.fault),
         "layers": config.n_layers,
         "width": config.dim,
         "heads": config.n_heads,
@@ -189,10 +193,20 @@ def _llama_info(path: Path) -> dict[str, Any]:
         "head_width": config.head_dim,
         "inner_width": config.ffn_dim,
         "context": config.context_length,
+        "context_note": _context_note(opened),
         "vocabulary": config.vocab_size,
         "bytes": size_of(path),
-        **_needs(opened),
+        **_needs_or_why(opened),
     }
+
+
+def _context_note(opened: Checkpoint) -> str | None:
+    """Why the context is shorter than what the configuration names, where it is."""
+    from llama.config import contexts_hf
+    from llama.hf_folder import HFFolder
+
+    longest, window = contexts_hf(opened.settings) if isinstance(opened, HFFolder) else (0, 0)
+    return f"of {longest:,} tokens; attention looks back {window:,}" if window < longest else None
 
 
 def _folder_info(path: Path) -> dict[str, Any]:
@@ -216,21 +230,25 @@ def _folder_info(path: Path) -> dict[str, Any]:
     }
 
 
-def _shapes(opened: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Shapes of a LLaMA's tensors by our names, a tied one once."""
-    stored, _ = opened.tensors()
-    if opened.config.tied:
-        stored.pop("lm_head.weight", None)
-    return {name: each.shape for name, each in stored.items()}
+def _stored(opened: Checkpoint) -> list[Stored]:
+    """A LLaMA's tensors, fitting or not, a tied one once."""
+    from llama.checkpoint import OUTPUT
+
+    found, _ = opened.tensors()
+    return [each for name, each in found.items() if not (name == OUTPUT and opened.config.tied)]
 
 
 def _needs(opened: Checkpoint) -> dict[str, Any]:
-    """Memory for the weights in each precision, and for a token's keys and values in those that a cache has."""
+    """Memory for the weights in each precision, and for a token's keys and values in those that a cache has.
+
+    Raises LlamaError where the tensors are not those of a LLaMA.
+    """
+    from llama.checkpoint import tensors_of
     from llama.fused import CACHED
     from llama.quantize import BITS, can_pack
     from llama.vectors import CHUNK
 
-    config, shapes = opened.config, _shapes(opened)
+    config, shapes = opened.config, {name: each.shape for name, each in tensors_of(opened).items()}
     memory: dict[str, int | None] = {
         name: size * sum(math.prod(shape) for shape in shapes.values()) for name, size in DTYPES.items()
     }

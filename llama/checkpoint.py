@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -16,13 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama import faults
 from llama.config import ModelConfig
 from llama.errors import LlamaError
-from llama.gguf_file import GGUFTensor, read_gguf
+from llama.gguf_file import GGUFTensor, can_dequantize, read_gguf
 from llama.model import Transformer
 from llama.tokenizer import Tokenizer
 
 ROPE_DIVISORS = "rope_freqs.weight"
+EMBEDDING, OUTPUT = "embed_tokens.weight", "lm_head.weight"  # ours, which may be one
+PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # GGUF tensor name -> ours, outside the blocks and inside block {n}.
 OUTER = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
 INNER = {
@@ -43,13 +45,31 @@ class Stored:
     """A tensor on disk: its name there, its shape in our order, and how to read it.
 
     mapped: what `read` gives may still be the file, mapped, which changes when somebody writes to it, and whose end
-    may be cut off.
+    may be cut off. fault: why it cannot be read, in words that name it; empty where it can, and else the shape says
+    nothing.
     """
 
     name: str
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
     mapped: bool = False
+    fault: str = ""
+
+
+def collect(stored: Iterable[tuple[str, Stored]]) -> dict[str, Stored]:
+    """Tensors by our names. Two of one name are a fault: which of them counts, nobody knows."""
+    found: dict[str, Stored] = {}
+    for name, each in stored:
+        if name in found:
+            both = " and as ".join(dict.fromkeys((found[name].name, each.name)))
+            each = replace(each, fault=f"{name} is stored twice, as {both}")
+        found[name] = each
+    return found
+
+
+def no_number(name: str, kind: object) -> str:
+    """The fault of a tensor whose numbers mean nothing without a scale, or are none."""
+    return f"{name} is of type {kind}, not float32, float16 or bfloat16"
 
 
 class Checkpoint(Protocol):
@@ -63,7 +83,7 @@ class Checkpoint(Protocol):
         """Raises LlamaError for what is not a LLaMA."""
 
     def tensors(self) -> tuple[dict[str, Stored], list[str]]:
-        """The tensors by our names, and the names of those that a LLaMA does not have."""
+        """The tensors by our names, faulty ones too, and the names of those that a LLaMA does not have."""
 
     def tokenizer(self) -> Tokenizer:
         """Raises LlamaError for a vocabulary that is not known exactly."""
@@ -89,22 +109,18 @@ class GGUFCheckpoint:
         names = {tensor.name: tensor for tensor in self.stored}
         with named(self.path):
             divisors = names.get(ROPE_DIVISORS)
+            if divisors is not None and not can_dequantize(divisors.tensor_type):
+                raise LlamaError(no_number(ROPE_DIVISORS, divisors.tensor_type.name))
             values = None if divisors is None else tuple(_dequantized(divisors).flatten().tolist())
             return ModelConfig.from_gguf(self.metadata, "output.weight" not in names, values)
 
     def tensors(self) -> tuple[dict[str, Stored], list[str]]:
-        found: dict[str, Stored] = {}
-        surplus = []
         config = self.config
-        for tensor in self.stored:
-            name = _our_name(tensor.name)
-            if name is None:
-                surplus += [tensor.name] if tensor.name != ROPE_DIVISORS else []
-                continue
-            # GGUF counts dimensions from the innermost.
-            shape = tuple(int(size) for size in reversed(tensor.shape))
-            found[name] = Stored(tensor.name, shape, functools.partial(_read, tensor, config, name))
-        return found, surplus
+        surplus = [
+            tensor.name for tensor in self.stored if tensor.name != ROPE_DIVISORS and _our_name(tensor.name) is None
+        ]
+        named_ours = [(name, tensor) for tensor in self.stored if (name := _our_name(tensor.name))]
+        return collect((name, _stored(tensor, config, name)) for name, tensor in named_ours), surplus
 
     def tokenizer(self) -> Tokenizer:
         found = Tokenizer.from_gguf(self.metadata)
@@ -176,6 +192,13 @@ def _our_name(name: str) -> str | None:
     return None
 
 
+def _stored(tensor: GGUFTensor, config: ModelConfig, name: str) -> Stored:
+    fault = "" if can_dequantize(tensor.tensor_type) else no_number(tensor.name, tensor.tensor_type.name)
+    # GGUF counts dimensions from the innermost.
+    shape = tuple(int(size) for size in reversed(tensor.shape))
+    return Stored(tensor.name, shape, functools.partial(_read, tensor, config, name), fault=fault)
+
+
 def unpermute(weight: Tensor, n_heads: int) -> Tensor:
     """Rows of a q or k projection from pairs (2i, 2i + 1), as Meta and GGUF have them, to pairs (i, i + E/2)."""
     rows, columns = weight.shape
@@ -199,63 +222,41 @@ def _read(tensor: GGUFTensor, config: ModelConfig, name: str) -> Tensor:
 
 
 Made = TypeVar("Made")
-PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-BLOCK = re.compile(r"(?:(?<=\bblk\.)|(?<=\blayers\.))(\d+)(?=\.)")
 
 
 def _own(stored: Stored, dtype: torch.dtype, device: str) -> Tensor:
-    """A tensor in memory of its own. Raises ValueError for numbers that mean nothing without a scale that we lack."""
+    """A tensor in memory of its own."""
     found = stored.read()
-    if found.dtype not in PLAIN:
-        raise ValueError(f"{stored.name} is of type {found.dtype}; get the model in float32, float16 or bfloat16")
     own = found.to(device, dtype)
     return own.clone() if stored.mapped and own is found else own
-
-
-def _grouped(faults: list[str]) -> list[str]:
-    """The same faults, those that differ in the number of the block only as one: blk.0-31.attn_q.bias."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for fault in faults:
-        before, *rest = BLOCK.split(fault, maxsplit=1)  # and, where there is a block, its number and what follows
-        groups.setdefault((before, *rest[1:]), []).extend(map(int, rest[:1]))
-    return [_ranges(sorted(numbers)).join(key) if numbers else key[0] for key, numbers in groups.items()]
-
-
-def _ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2,5"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
-        else:
-            runs.append([number])
-    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 def tensors_of(checkpoint: Checkpoint) -> dict[str, Stored]:
     """The tensors that the model needs, by our names; without the output matrix where it is tied to the embedding.
 
-    Raises LlamaError that names every missing, surplus or misshapen tensor.
+    Raises LlamaError that names every missing, surplus, misshapen or unreadable tensor.
     """
     config = checkpoint.config
     with torch.device("meta"):
-        wanted = {name: value.shape for name, value in Transformer(config).state_dict().items()}
+        wanted = {name: tuple(value.shape) for name, value in Transformer(config).state_dict().items()}
     stored, surplus = checkpoint.tensors()
+    said = faults.one_line(
+        [
+            [each.fault for each in stored.values() if each.fault],
+            [f"surplus {each}" for each in surplus],
+            [f"surplus {each.name}" for name, each in stored.items() if name not in wanted and not each.fault],
+            [
+                f"{each.name} is {list(each.shape)}, not {list(wanted[name])}"
+                for name, each in stored.items()
+                if name in wanted and each.shape != wanted[name] and not each.fault
+            ],
+            [f"missing {name}" for name in wanted if name not in stored and not (config.tied and name == OUTPUT)],
+        ]
+    )
+    if said:
+        raise LlamaError(f"{checkpoint.path.name} does not hold the tensors of a LLaMA: {said}")
     if config.tied:
-        del wanted["lm_head.weight"]
-        stored.pop("lm_head.weight", None)  # some writers store it all the same
-    faults = [f"surplus {name}" for name in surplus]
-    faults += [f"surplus {each.name}" for name, each in stored.items() if name not in wanted]
-    faults += [
-        f"{each.name} is {list(each.shape)}, not {list(wanted[name])}"
-        for name, each in stored.items()
-        if name in wanted and each.shape != tuple(wanted[name])
-    ]
-    faults += [f"missing {name}" for name in wanted if name not in stored]
-    if faults:
-        raise LlamaError(f"{checkpoint.path.name} does not hold the tensors of a LLaMA: {'; '.join(_grouped(faults))}")
+        stored.pop(OUTPUT, None)  # a copy of the embedding, which some writers store all the same
     return stored
 
 

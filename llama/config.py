@@ -24,6 +24,7 @@ MOST = {
 
 # Keys of a config.json under which another value means another computation, and what a LLaMA has there.
 LLAMA_HAS = (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False))
+DEFAULT_KV_HEADS = {"mistral": 8}  # transformers'; elsewhere one for each query head
 
 # What Meta's params.json may hold; the last three say nothing about the computation.
 META_KEYS = {
@@ -111,7 +112,7 @@ class ModelConfig:
                 norm_eps=float(metadata["llama.attention.layer_norm_rms_epsilon"]),
                 rope_theta=float(metadata.get("llama.rope.freq_base", 10_000.0)),
                 tied=tied,
-                rope_divisors=rope_divisors or _linear_gguf(metadata, head_dim),
+                rope_divisors=_divisors_gguf(metadata, head_dim, rope_divisors),
             )
             rotated = int(metadata.get("llama.rope.dimension_count", head_dim))
             parts = int(metadata.get("split.count", 1))
@@ -172,9 +173,6 @@ class ModelConfig:
         kind = config.get("model_type")
         if kind not in ("llama", "mistral"):
             raise LlamaError(f"its model_type is {kind!r}; only 'llama', and what computes the same, can be run")
-        window, longest = config.get("sliding_window"), config.get("max_position_embeddings") or 2048
-        if kind == "mistral" and window is not None and not (isinstance(window, int) and window >= longest):
-            raise LlamaError(f"it is a mistral that looks back {window} tokens only, which LLaMA does not")
         if quantized := config.get("quantization_config"):
             method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
             raise LlamaError(
@@ -195,11 +193,11 @@ class ModelConfig:
                 dim=dim,
                 n_layers=int(config["num_hidden_layers"]),
                 n_heads=n_heads,
-                n_kv_heads=int(config.get("num_key_value_heads") or n_heads),
+                n_kv_heads=int(config.get("num_key_value_heads", DEFAULT_KV_HEADS.get(kind)) or n_heads),
                 head_dim=head_dim,
                 ffn_dim=int(config["intermediate_size"]),
                 vocab_size=int(config["vocab_size"]),
-                context_length=int(config.get("max_position_embeddings") or 2048),
+                context_length=min(contexts_hf(config)),
                 norm_eps=float(config.get("rms_norm_eps") or 1e-6),
                 rope_theta=theta,
                 tied=bool(config.get("tie_word_embeddings", False)),
@@ -211,11 +209,30 @@ class ModelConfig:
             raise LlamaError(f"its config.json cannot be read ({error})") from error
 
 
-def _linear_gguf(metadata: Mapping[str, Any], head_dim: int) -> tuple[float, ...] | None:
-    """Linear interpolation of positions (Chen et al. 2023, eq. 4), the same as dividing every frequency."""
-    if metadata.get("llama.rope.scaling.type") != "linear":
-        return None
-    return (float(metadata["llama.rope.scaling.factor"]),) * (head_dim // 2)
+def contexts_hf(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Positions that a config.json is made for, and how many of them attention looks back over (Jiang et al. 2023).
+
+    Up to its window, a mistral computes what a LLaMA does. A key that is absent has transformers' default: a window of
+    4,096 tokens; only null is none. Raises TypeError or ValueError for what is no number.
+    """
+    mistral = config.get("model_type") == "mistral"
+    longest = int(config.get("max_position_embeddings") or (131_072 if mistral else 2048))
+    window = config.get("sliding_window", 4096) if mistral else None
+    return longest, longest if window is None else int(window)
+
+
+def _divisors_gguf(
+    metadata: Mapping[str, Any], head_dim: int, stored: tuple[float, ...] | None
+) -> tuple[float, ...] | None:
+    """Linear interpolation of positions (Chen et al. 2023, eq. 4), the same as dividing every frequency.
+
+    As llama.cpp has it: a factor without a type is linear, under its older key too, and none is 0; it is applied
+    besides the divisors that are `stored`.
+    """
+    factor = float(metadata.get("llama.rope.scaling.factor", metadata.get("llama.rope.scale_linear", 0.0)))
+    if metadata.get("llama.rope.scaling.type", "linear") != "linear" or factor in (0.0, 1.0):
+        return stored
+    return tuple(factor * divisor for divisor in stored or (1.0,) * (head_dim // 2))
 
 
 def _ffn_meta(params: Mapping[str, Any], dim: int) -> int:

@@ -7,12 +7,14 @@ Format: the GGUF specification, version 2 and 3, little-endian.
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -31,6 +33,16 @@ class GGUFTensor:
     shape: tuple[int, ...]
     tensor_type: GGMLQuantizationType
     data: np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@functools.cache
+def can_dequantize(kind: GGMLQuantizationType) -> bool:
+    """Whether the gguf package knows the type; whole numbers and those that only exist while computing it does not."""
+    try:
+        gguf.quants.dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
 
 
 class _Cursor:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llama.checkpoint import Stored, named
+from llama.checkpoint import EMBEDDING, OUTPUT, Stored, collect, named, no_number
 from llama.config import ModelConfig
 from llama.errors import LlamaError
 from llama.tokenizer import Tokenizer
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 COMPUTED = "rotary_emb.inv_freq"  # old writers stored this table; it follows from the configuration
+KINDS = {"F64", "F32", "F16", "BF16"}  # of numbers that need no scale
+
+Head = Mapping[str, tuple[tuple[int, ...], str]]  # shape and kind of each tensor
 
 
 @dataclass(frozen=True)
@@ -32,26 +36,56 @@ class HFFolder:
     @cached_property
     def config(self) -> ModelConfig:
         with named(self.path):
-            return ModelConfig.from_hf(self.settings)
+            config = ModelConfig.from_hf(self.settings)
+        return replace(config, tied=False) if config.tied and self._has_own_output() else config
+
+    def _has_own_output(self) -> bool:
+        """Whether an output matrix is stored that differs from the embedding. It counts, as in transformers (5.23,
+        `tie_weights`), whatever the configuration says.
+        """
+        try:
+            found, _ = self.tensors()
+        except LlamaError:  # there are no weights yet, or none that can be read: said by who needs them
+            return False
+        both = [found[name] for name in (EMBEDDING, OUTPUT) if name in found and not found[name].fault]
+        if len(both) < 2 or both[0].shape != both[1].shape:
+            return False
+        return not torch.equal(both[0].read(), both[1].read())
 
     def tensors(self) -> tuple[dict[str, Stored], list[str]]:
-        found: dict[str, Stored] = {}
+        found: list[tuple[str, Stored]] = []
         surplus: list[str] = []
-        for shard, names in self._shards().items():
-            with named(self.path):
-                for name, shape in _shapes(shard).items():
-                    if names is not None and name not in names:
-                        raise LlamaError(f"{shard.name} holds {name}, of which {INDEX} does not know")
-                    ours = name.removeprefix("model.")
-                    if ours.endswith(COMPUTED):
-                        continue
-                    found[ours] = Stored(name, shape, functools.partial(_tensor, shard, name), mapped=True)
-                if names is not None and (absent := names - _shapes(shard).keys()):
-                    raise LlamaError(f"{shard.name} lacks {min(absent)}, which {INDEX} looks for there")
-        return found, surplus
+        for shard, names in self.shards().items():
+            head = self._head(shard)
+            if isinstance(head, str) and names is None:
+                raise LlamaError(f"{self.path.name} cannot be used: {head}")
+            for name in sorted({*(names or ()), *(() if isinstance(head, str) else head)}):
+                if names is not None and name not in names:
+                    surplus.append(f"{name} in {shard.name}, of which the index does not know")
+                elif not name.endswith(COMPUTED):
+                    found.append((name.removeprefix("model."), _stored(shard, name, head)))
+        return collect(found), surplus
 
-    def _shards(self) -> dict[Path, set[str] | None]:
-        """Files of weights, and for several of them the tensors that each should hold."""
+    def lost(self) -> list[str]:
+        """What is wrong with files of weights that are not there or not whole."""
+        return [head for head in map(self._head, self.shards()) if isinstance(head, str)]
+
+    def _head(self, shard: Path) -> Head | str:
+        """What a file of weights says that it holds, or why it does not."""
+        if not shard.is_file():
+            return f"{shard.name} is missing (an interrupted download, fetch it again)"
+        try:
+            with safe_open(shard, framework="pt") as file:
+                parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no mapping
+                return {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in parts.items()}
+        except (SafetensorError, OSError) as error:
+            return f"{shard.name} is not a whole safetensors file ({error}), fetch it again"
+
+    def shards(self) -> dict[Path, set[str] | None]:
+        """Files of weights, there or not, and for several of them the tensors that each should hold.
+
+        Raises LlamaError where nothing tells which they are.
+        """
         if (self.path / SINGLE).is_file():
             return {self.path / SINGLE: None}
         places = read_json(self.path / INDEX).get("weight_map") if (self.path / INDEX).is_file() else None
@@ -67,9 +101,6 @@ class HFFolder:
             names = shards.setdefault(self.path / file, set())
             assert names is not None
             names.add(name)
-        for shard in shards:
-            if not shard.is_file():
-                raise LlamaError(f"{self.path.name} lacks {shard.name}; the download was interrupted, fetch it again")
         return shards
 
     def tokenizer(self) -> Tokenizer:
@@ -80,9 +111,16 @@ class HFFolder:
             ends.update(x for x in (value if isinstance(value, list) else [value]) if isinstance(x, int))
         bos = self.settings.get("bos_token_id")
         bos = bos if isinstance(bos, int) else None
+        rows = self.config.vocab_size
         for name, read in TOKENIZERS.items():
             if (self.path / name).is_file():
-                return read(self.path / name, bos, ends).within(self.config.vocab_size)
+                found = read(self.path / name, bos, ends)
+                # Special tokens may lie behind the model's table; a number that neither has is none.
+                if not {*ends, *([] if bos is None else [bos])} <= set(range(max(rows, found.vocab_size))):
+                    raise LlamaError(
+                        "its first or last token is beyond its vocabulary; mend config.json or generation_config.json"
+                    )
+                return found.within(rows)
         raise LlamaError(f"it has none of {', '.join(TOKENIZERS)}; fetch the model again")
 
     @property
@@ -141,13 +179,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _shapes(shard: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a file's tensors, from its head."""
-    try:
-        with safe_open(shard, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  no mapping
-    except (SafetensorError, OSError) as error:
-        raise LlamaError(f"{shard.name} is not a whole safetensors file ({error}); fetch it again") from error
+def _stored(shard: Path, name: str, head: Head | str) -> Stored:
+    """A tensor that a file should hold, and what the file says."""
+    read = functools.partial(_tensor, shard, name)
+    if isinstance(head, str):
+        return Stored(name, (), read, fault=head)
+    if name not in head:
+        return Stored(name, (), read, fault=f"{shard.name} lacks {name}, where the index has it")
+    shape, kind = head[name]
+    return Stored(name, shape, read, mapped=True, fault="" if kind in KINDS else no_number(name, kind))
 
 
 def _tensor(shard: Path, name: str) -> Tensor:

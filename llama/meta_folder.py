@@ -17,13 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama.checkpoint import Stored, named, unpermute
+from llama.checkpoint import EMBEDDING, PLAIN, Stored, collect, named, no_number, unpermute
 from llama.config import ModelConfig
 from llama.errors import LlamaError
 from llama.hf_folder import read_json
 from llama.tokenizer import Tokenizer
 
 PARAMS, TOKENIZER, TEMPLATE = "params.json", "tokenizer.model", "chat_template.jinja"
+SHARD = re.compile(r"consolidated\.(\d\d)\.pth")
+# What a file of torch.save in its old form begins with: a pickle, protocol 2, of 0x1950A86A20F9469CFC6C.
+OLD = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 COMPUTED = "rope.freqs"  # follows from params.json
 
 ROWS, COLUMNS, WHOLE = 0, 1, None
@@ -58,36 +61,52 @@ class MetaFolder:
     @cached_property
     def config(self) -> ModelConfig:
         with named(self.path):
-            table = self._parts("tok_embeddings.weight")
-            rows = sum(len(part) for part in table) if self._embedding_axis(table) == ROWS else len(table[0])
-            return ModelConfig.from_meta(self.params, rows, "output.weight" not in self.shards[0])
+            tied = not any("output.weight" in shard for shard in self.shards)
+            return ModelConfig.from_meta(self.params, self._rows(), tied)
+
+    def _rows(self) -> int:
+        """Of the embedding, or of the output where only that can be read."""
+        for name in ("tok_embeddings.weight", "output.weight"):
+            tables = [part for part in self._parts(name) if part is not None and part.ndim == 2]
+            if tables:
+                axis = self._embedding_axis(tables[0]) if name.startswith("tok") else ROWS
+                return len(tables[0]) * (len(self.shards) if axis == ROWS else 1)
+        size = self.params.get("vocab_size", -1)
+        if not isinstance(size, int) or size < 1:
+            raise LlamaError("it has no tok_embeddings.weight that is a matrix")
+        return size
 
     def tensors(self) -> tuple[dict[str, Stored], list[str]]:
-        found: dict[str, Stored] = {}
-        surplus: list[str] = []
-        with named(self.path):
-            for name in dict.fromkeys(name for shard in self.shards for name in shard):
-                ours, axis = _our_name(name)
-                if ours is None:
-                    surplus += [name] if name != COMPUTED else []
-                    continue
-                parts = self._parts(name)
-                if name == "tok_embeddings.weight":
-                    axis = self._embedding_axis(parts)
-                found[ours] = Stored(
-                    name, _joined_shape(name, parts, axis), self._reader(ours, parts, axis), mapped=True
-                )
-        return found, surplus
+        places = {name: _our_name(name) for shard in self.shards for name in shard}
+        surplus = [name for name, (ours, _) in places.items() if ours is None and name != COMPUTED]
+        found = ((ours, self._stored(name, ours, axis)) for name, (ours, axis) in places.items() if ours)
+        return collect(found), surplus
 
-    def _parts(self, name: str) -> list[Tensor]:
-        """What the shards hold of a tensor."""
-        absent = [i for i, shard in enumerate(self.shards) if not isinstance(shard.get(name), Tensor)]
-        if absent:
-            raise LlamaError(f"consolidated.{absent[0]:02}.pth lacks {name}")
-        return [shard[name] for shard in self.shards]
+    def _stored(self, name: str, ours: str, axis: int | None) -> Stored:
+        held = self._parts(name)
+        parts = [part for part in held if part is not None]
+        if ours == EMBEDDING and parts:
+            axis = self._embedding_axis(parts[0])
+        shapes = {tuple(part.shape) for part in parts}
+        strange = next(filter(None, map(_kind, parts)), "")
+        fault = ""
+        if len(parts) < len(held):
+            lacking = " and ".join(f"consolidated.{i:02}.pth" for i, part in enumerate(held) if part is None)
+            fault = f"{lacking} lacks {name}"
+        elif strange:
+            fault = no_number(name, strange)
+        elif len(shapes) > 1 or (len(parts) > 1 and axis is not None and parts[0].ndim <= axis):
+            fault = f"the shards' parts of {name} do not fit together ({', '.join(map(str, sorted(shapes)))})"
+        shape = () if fault else _joined_shape(parts, axis)
+        return Stored(name, shape, self._reader(ours, parts, axis), mapped=True, fault=fault)
 
-    def _embedding_axis(self, parts: list[Tensor]) -> int:
-        return ROWS if parts[0].ndim == 2 and parts[0].shape[1] == self.params.get("dim") else COLUMNS
+    def _parts(self, name: str) -> list[Tensor | None]:
+        """What each shard holds of a tensor."""
+        held = (shard.get(name) for shard in self.shards)
+        return [part if isinstance(part, Tensor) else None for part in held]
+
+    def _embedding_axis(self, part: Tensor) -> int:
+        return ROWS if part.ndim == 2 and part.shape[1] == self.params.get("dim") else COLUMNS
 
     def _reader(self, name: str, parts: list[Tensor], axis: int | None) -> functools.partial[Tensor]:
         heads = {"q_proj": self.config.n_heads, "k_proj": self.config.n_kv_heads}
@@ -113,11 +132,20 @@ class MetaFolder:
 def open_meta_folder(path: Path) -> MetaFolder:
     """Raises LlamaError when the folder has no shards, lacks one, or one is damaged or holds more than weights."""
     params = read_json(path / PARAMS)
-    files = sorted(path.glob("consolidated.*.pth"))
-    for i, file in enumerate(files or [path / "consolidated.00.pth"]):
-        if file.name != f"consolidated.{i:02}.pth" or not file.is_file():
-            raise LlamaError(f"{path.name} lacks consolidated.{i:02}.pth; the download was interrupted, fetch it again")
-    return MetaFolder(path, params, tuple(_load(file) for file in files))
+    numbers = [int(hit[1]) for file in path.glob("consolidated.*.pth") if (hit := SHARD.fullmatch(file.name))]
+    if absent := sorted({*range(max(numbers, default=0) + 1)} - {*numbers}):
+        lacking = ", ".join(f"consolidated.{i:02}.pth" for i in absent)
+        raise LlamaError(f"{path.name} lacks {lacking}; the download was interrupted, fetch it again")
+    shards: list[Mapping[str, Tensor]] = []
+    damaged: list[str] = []
+    for i in sorted(numbers):
+        try:
+            shards.append(_load(path / f"consolidated.{i:02}.pth"))
+        except LlamaError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise LlamaError(f"{path.name} cannot be used: {'; '.join(damaged)}")
+    return MetaFolder(path, params, tuple(shards))
 
 
 def _load(file: Path) -> dict[str, Tensor]:
@@ -130,6 +158,13 @@ def _load(file: Path) -> dict[str, Tensor]:
         if code := re.search(r"GLOBAL ([\w.]+)", said):
             raise LlamaError(
                 f"{file.name} wants to run {code[1]} when it is opened; weights never do, do not use it"
+            ) from error
+        with file.open("rb") as opened:
+            old = opened.read(len(OLD)) == OLD
+        if old:
+            raise LlamaError(
+                f"{file.name} is in PyTorch's format from before 1.6, which cannot be mapped; convert it: "
+                f"torch.save(torch.load('{file.name}', weights_only=True), '{file.name}')"
             ) from error
         reason = next(iter(said.splitlines()), type(error).__name__)[:120]
         raise LlamaError(f"{file.name} is not a whole file of weights ({reason}); fetch it again") from error
@@ -151,12 +186,18 @@ def _our_name(name: str) -> tuple[str | None, int | None]:
     return None, None
 
 
-def _joined_shape(name: str, parts: list[Tensor], axis: int | None) -> tuple[int, ...]:
-    shapes = {tuple(part.shape) for part in parts}
-    if len(shapes) > 1 or (axis == COLUMNS and parts[0].ndim != 2):
-        raise LlamaError(f"the shards' parts of {name} do not fit together ({', '.join(map(str, sorted(shapes)))})")
+def _kind(part: Tensor) -> str:
+    """What a tensor holds, empty for plain numbers."""
+    if part.is_meta:
+        return "meta (no numbers)"
+    if part.layout != torch.strided:
+        return str(part.layout)
+    return "" if part.dtype in PLAIN else str(part.dtype)
+
+
+def _joined_shape(parts: list[Tensor], axis: int | None) -> tuple[int, ...]:
     shape = list(parts[0].shape)
-    if axis is not None and shape:
+    if axis is not None and len(parts) > 1:
         shape[axis] *= len(parts)
     return tuple(shape)
 

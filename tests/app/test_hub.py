@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from app import hub, hub_source
 from app.cli import main
@@ -36,6 +38,10 @@ class Hub:
         self.left = 1 << 40  # bytes in all, before it falls silent
         self.resumes, self.shifted, self.status = True, 0, 200
         self.large: dict[str, str] = {}  # checksums to list instead of the true ones
+        self.others: list[str] = []  # names to list besides
+        self.failing: dict[str, list[int]] = {}  # what to answer first when a file is asked for
+        self.leads: dict[str, str] = {}  # where somebody is sent who asks for a file
+        self.zips = False  # files to whom that takes it
         served = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -53,7 +59,8 @@ class Hub:
         return f"http://127.0.0.1:{self.server.server_port}"
 
     def listing(self) -> dict[str, Any]:
-        entries: list[dict[str, Any]] = [{"rfilename": "onnx/model.onnx", "size": 1, "blobId": "f" * 40}]
+        others = ["onnx/model.onnx", *self.others]
+        entries: list[dict[str, Any]] = [{"rfilename": name, "size": 1, "blobId": "f" * 40} for name in others]
         for path in sorted(self.folder.iterdir()):
             data = path.read_bytes()
             git = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
@@ -76,11 +83,17 @@ class Hub:
         name = path.removeprefix(f"/o/m/resolve/{self.commit}/")
         if name == path or not (self.folder / name).is_file():
             return self.refuse(request, 404)
+        if self.failing.get(name):
+            return self.refuse(request, self.failing[name].pop(0))
+        if name in self.leads:
+            return self.refuse(request, 302, self.leads[name])
         start = int((request.headers.get("Range") or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
         return self.give(request, (self.folder / name).read_bytes(), start if self.resumes else 0, file=True)
 
-    def refuse(self, request: BaseHTTPRequestHandler, status: int) -> None:
+    def refuse(self, request: BaseHTTPRequestHandler, status: int, elsewhere: str = "") -> None:
         request.send_response(status)
+        if elsewhere:
+            request.send_header("Location", elsewhere)
         request.send_header("Content-Length", "0")
         request.end_headers()
 
@@ -88,6 +101,9 @@ class Hub:
         request.send_response(206 if start else 200)
         if start:
             request.send_header("Content-Range", f"bytes {start + self.shifted}-{len(data) - 1}/{len(data)}")
+        if file and self.zips and "gzip" in request.headers.get("Accept-Encoding", ""):
+            request.send_header("Content-Encoding", "gzip")
+            data = gzip.compress(data)
         request.send_header("Content-Length", str(len(data) - start))
         request.end_headers()
         rest = data[start:][: min(self.most, self.left)] if file else data
@@ -202,6 +218,56 @@ def test_a_hub_that_cannot_resume(served: Hub, repository: Path, there: Path) ->
     assert_whole(there, repository)
 
 
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_hub_that_is_busy_is_asked_again(served: Hub, repository: Path, there: Path, status: int) -> None:
+    shard = "model-00001-of-00002.safetensors"
+    served.failing = {shard: [status] * (hub_source.TRIES - 1), "config.json": [status]}
+    assert pull(there, "hf:o/m", served.address) == ("o--m", True)
+    assert_whole(there, repository)
+    served.failing, served.commit = {shard: [status] * hub_source.TRIES}, "f" * 40
+    (repository / shard).write_bytes((repository / shard).read_bytes() + b"\0")
+    said = complaint(there, "hf:o/m", served.address)
+    assert f"{shard} stopped at 0" in said
+    assert f"the hub answered {status}" in said
+    assert served.failing == {shard: []}
+
+
+def test_a_refusal_is_not_asked_again(served: Hub, there: Path) -> None:
+    served.failing = {"config.json": [403, 403]}
+    assert "PADDOCK_HUB_TOKEN" in complaint(there, "hf:o/m", served.address)
+    assert served.failing == {"config.json": [403]}
+
+
+@pytest.mark.parametrize("elsewhere", ["/o/m/resolve/{commit}/{name}", "http://[bad/", "ftp://127.0.0.1/x"])
+def test_a_hub_that_leads_nowhere(served: Hub, there: Path, elsewhere: str) -> None:
+    name = "model-00001-of-00002.safetensors"
+    served.leads = {name: elsewhere.format(commit=COMMIT, name=name)}
+    assert name in complaint(there, "hf:o/m", served.address)
+    assert not (there / "o--m").exists()
+
+
+def test_bytes_are_taken_as_they_are(served: Hub, repository: Path, there: Path) -> None:
+    """Not packed on the way: the checksum is that of the file, and so are the places to resume at."""
+    served.zips = True
+    pull(there, "hf:o/m", served.address)
+    assert_whole(there, repository)
+
+
+def test_a_file_without_any_bytes(served: Hub, repository: Path, there: Path) -> None:
+    (repository / "chat_template.jinja").touch()
+    pull(there, "hf:o/m", served.address)
+    assert (there / "o--m" / "chat_template.jinja").read_bytes() == b""
+
+
+def test_a_part_that_is_longer_than_the_file_is_left(served: Hub, repository: Path, there: Path) -> None:
+    shard = "model-00001-of-00002.safetensors"
+    work = there / ".partial" / f"o--m@{COMMIT}"
+    work.mkdir(parents=True)
+    (work / f"{shard}.part").write_bytes((repository / shard).read_bytes() + b"more")
+    pull(there, "hf:o/m", served.address)
+    assert_whole(there, repository)
+
+
 def test_a_hub_that_gives_another_part(served: Hub, there: Path) -> None:
     served.most, served.shifted = 50_000, 7
     assert "another part" in complaint(there, "hf:o/m", served.address)
@@ -248,6 +314,36 @@ def test_a_model_that_is_no_llama_costs_no_weights(served: Hub, repository: Path
     assert [path.name for path in there.iterdir()] == [".pull.lock"]
 
 
+def test_a_shard_that_the_hub_does_not_have_costs_no_weights(served: Hub, repository: Path, there: Path) -> None:
+    """The index names it, the listing does not."""
+    (repository / "model-00002-of-00002.safetensors").unlink()
+    said = complaint(there, "hf:o/m", served.address)
+    assert "model-00002-of-00002.safetensors, which the hub does not have" in said
+    assert [path for path, _ in served.asked if path.endswith(".safetensors")] == []
+    assert [path.name for path in there.iterdir()] == [".pull.lock"]
+
+
+def test_a_shard_of_metas_that_the_hub_does_not_have(served: Hub, tmp_path: Path, there: Path) -> None:
+    served.folder = write_meta(tmp_path / "meta", Shape(), meta_weights(Shape()), 2)
+    (served.folder / "consolidated.01.pth").rename(served.folder / "consolidated.03.pth")
+    said = complaint(there, "hf:o/m", served.address)
+    assert "o/m lacks consolidated.01.pth, consolidated.02.pth" in said
+    assert not there.exists()
+
+
+def test_weights_that_are_not_those_of_the_configuration(served: Hub, repository: Path, there: Path) -> None:
+    """A tensor is missing, or of another shape: told by the heads of the files, and the model is not put in place."""
+    shard = repository / "model-00001-of-00002.safetensors"
+    held = load_file(shard)
+    name = next(name for name in held if "mlp" in name)
+    for wrong in ({}, {name: torch.ones(2, 2)}):
+        save_file({key: value for key, value in held.items() if key != name} | wrong, shard)
+        assert name in complaint(there, "hf:o/m", served.address)
+        assert [path.name for path in there.iterdir()] == [".pull.lock"]
+    save_file(held, shard)
+    assert pull(there, "hf:o/m", served.address) == ("o--m", True)
+
+
 def test_gguf_files_are_single_models(served: Hub, tmp_path: Path, there: Path) -> None:
     folder = served.folder = tmp_path / "gguf"
     for name in ("m.Q4_0.gguf", "m.Q8_0.gguf"):
@@ -260,6 +356,13 @@ def test_gguf_files_are_single_models(served: Hub, tmp_path: Path, there: Path) 
     for path in folder.iterdir():
         path.rename(path.with_name(f"{path.stem}-00001-of-00002.gguf"))
     assert "no safetensors, GGUF file" in complaint(there, "hf:o/m", served.address), "parts cannot be read"
+
+
+def test_a_gguf_file_in_a_folder_is_none_to_choose_from(served: Hub, tmp_path: Path, there: Path) -> None:
+    served.folder, served.others = tmp_path / "gguf", ["BF16/m.BF16.gguf"]
+    write_gguf(served.folder / "m.gguf", Shape(), meta_weights(Shape()))
+    assert "choose one" not in complaint(there, "hf:o/m", served.address)
+    assert [path.rpartition("/")[2] for path, _ in served.asked[1:]] == ["m.gguf"]
 
 
 def test_the_shipped_gguf_from_a_hub(served: Hub, tmp_path: Path, there: Path, gguf_path: Path) -> None:

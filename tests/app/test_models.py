@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from app import catalogue, models
 from app.catalogue import CATALOGUE, Default, Member
@@ -23,6 +24,7 @@ from app.models import is_complete, pull
 from llama.errors import LlamaError
 
 from ..llama.formats import Shape, meta_weights, write_gguf, write_hf, write_meta
+from ..llama.test_hf_folder import tokenizer
 
 BIG = os.urandom(3 << 20)  # large enough for progress to be told on the way
 SMALL = {"config.json": b'{"model_type": "bert"}', "1_Pooling/config.json": b"{}", "weights": BIG}
@@ -368,6 +370,67 @@ def test_folders_of_both_kinds_are_described_alike(tmp_path: Path) -> None:
     assert hf["parameters"] == sum(weight.numel() for weight in weights.values())
     assert hf["memory"]["int8"] is None, "rows of 48 are no multiple of 32"
     assert "memory, float32" in info(paths[1])
+
+
+@pytest.mark.parametrize("kind", ["hugging face", "meta", "gguf"])
+def test_tensors_that_do_not_fit_are_told(tmp_path: Path, kind: str) -> None:
+    """No memory is named for what cannot be run; what is there is described all the same."""
+    weights = meta_weights(Shape())
+    del weights["layers.1.attention.wk.weight"]
+    path = {"hugging face": write_hf, "meta": write_meta, "gguf": write_gguf}[kind](tmp_path / "m", Shape(), weights)
+    found = describe(path)
+    assert "missing layers.1.self_attn.k_proj.weight" in found["cannot_run"]
+    assert "memory" not in found
+    assert found["parameters"] == sum(weight.numel() for weight in weights.values())
+    if kind == "hugging face":
+        (path / "config.json").write_text(
+            (path / "config.json").read_text().replace('"hidden_size": 48', '"hidden_size": 1')
+        )
+        assert "is [96, 48], not [96, 1]" in describe(path)["cannot_run"]
+
+
+def test_files_of_weights_that_are_lost(tmp_path: Path) -> None:
+    path = write_hf(tmp_path / "m", Shape(), meta_weights(Shape()), 4)
+    first, second, third, _ = sorted(path.glob("*.safetensors"))
+    first.unlink()
+    second.unlink()
+    third.write_bytes(b"")
+    with pytest.raises(LlamaError) as caught:
+        describe(path)
+    assert [each.name for each in (first, second, third) if each.name not in str(caught.value)] == []
+
+
+def test_a_tied_output_is_counted_once(tmp_path: Path) -> None:
+    """Also where a copy of it is stored."""
+    shape = Shape(dim=64, head_dim=16, tied=True)
+    path = write_hf(tmp_path / "m", shape, meta_weights(shape))
+    before = describe(path)
+    held = load_file(path / "model.safetensors")
+    save_file(held | {"lm_head.weight": held["model.embed_tokens.weight"].clone()}, path / "model.safetensors")
+    after = describe(path)
+    assert {key: after[key] for key in after if key != "bytes"} == {
+        key: before[key] for key in before if key != "bytes"
+    }
+
+
+@pytest.mark.parametrize("head_dim", [16, 64])
+def test_keys_of_narrow_heads_are_kept_as_the_engine_keeps_them(tmp_path: Path, head_dim: int) -> None:
+    from llama.engine import load_engine
+
+    shape = Shape(dim=64, head_dim=head_dim, vocabulary=320)
+    path = write_hf(tmp_path / "m", shape, meta_weights(shape))
+    tokenizer().save(str(path / "tokenizer.json"))
+    for kind in ("int8", "int4"):
+        assert describe(path)["kv_per_token"][kind] == load_engine(path, "cpu", quant=kind).cache_bytes_per_token
+
+
+def test_a_shorter_context_than_the_configuration_names_is_explained(tmp_path: Path) -> None:
+    path = write_hf(tmp_path / "m", Shape(), meta_weights(Shape()))
+    assert describe(path)["context_note"] is None
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"model_type": "mistral", "sliding_window": 1024}))
+    assert describe(path)["context"] == 1024
+    assert "of 4,096 tokens; attention looks back 1,024" in info(path)
 
 
 def test_a_gguf_that_cannot_be_run_is_described_all_the_same(tmp_path: Path) -> None:

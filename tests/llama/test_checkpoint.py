@@ -57,8 +57,15 @@ def write(path: Path, weights: dict[str, np.ndarray[Any, Any]], architecture: st
     writer.add_token_types([3, 3] + [1] * 94)
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(1)
+    writer.data_alignment = extra.get("general__alignment", writer.data_alignment)
     for key, value in extra.items():
-        add = writer.add_float32 if isinstance(value, float) else writer.add_string
+        add = (
+            writer.add_uint32
+            if isinstance(value, int)
+            else writer.add_float32
+            if isinstance(value, float)
+            else writer.add_string
+        )
         add(key.replace("__", "."), value)
     for name, value in weights.items():
         writer.add_tensor(name, value)
@@ -221,6 +228,64 @@ def test_the_structure_is_what_the_gguf_package_reads(gguf_path: Path, tmp_path:
             assert mine.data.tobytes() == other.data.tobytes()
 
 
+@pytest.mark.parametrize("version", [1, 2, 4])
+def test_versions(tmp_path: Path, version: int) -> None:
+    """2 and 3 are laid out alike; 1 counts in 32 bits, and of what 4 will be nothing is known."""
+    path = write(tmp_path / "tiny.gguf", tensors(np.random.default_rng(0)))
+    whole = path.read_bytes()
+    assert whole[4:8] == (3).to_bytes(4, "little")
+    path.write_bytes(whole[:4] + version.to_bytes(4, "little") + whole[8:])
+    if version == 2:
+        open_gguf(path).config  # noqa: B018
+        return
+    with pytest.raises(LlamaError, match=f"its version is {version}; 2 and 3 are read"):
+        open_gguf(path)
+
+
+def test_another_alignment(tmp_path: Path) -> None:
+    """Where the tensors begin, and each of them, is a multiple of `general.alignment`."""
+    weights = tensors(np.random.default_rng(0))
+    path = write(tmp_path / "tiny.gguf", weights, general__alignment=4096)
+    found = {tensor.name: tensor for tensor in open_gguf(path).stored}
+    for name, value in weights.items():
+        assert found[name].data.tobytes() == value.tobytes(), name
+
+
+def test_a_file_that_ends_within_a_tensor_names_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "tiny.gguf", tensors(np.random.default_rng(0)))
+    last = open_gguf(path).stored[-1].name
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(LlamaError, match=f"it ends within tensor {last}"):
+        open_gguf(path)
+
+
+def test_rows_that_are_not_whole_blocks(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 34), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert open_gguf(tmp_path / "m.gguf").stored[0].shape == (32, 4)
+    whole = (tmp_path / "m.gguf").read_bytes()
+    at = whole.index(b"token_embd.weight") + len("token_embd.weight") + 4
+    assert whole[at : at + 8] == (32).to_bytes(8, "little")
+    (tmp_path / "m.gguf").write_bytes(whole[:at] + (33).to_bytes(8, "little") + whole[at + 8 :])
+    with pytest.raises(LlamaError, match=r"token_embd\.weight has rows of 33, not a multiple of 32"):
+        open_gguf(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("key", ["bos", "eos"])
+@pytest.mark.parametrize("token", [96, 4_000_000_000])
+def test_marks_beyond_the_vocabulary(tmp_path: Path, key: str, token: int) -> None:
+    checkpoint = open_gguf(write(tmp_path / "tiny.gguf", tensors(np.random.default_rng(0))))
+    checkpoint.metadata[f"tokenizer.ggml.{key}_token_id"] = 95
+    assert checkpoint.tokenizer().vocab_size == 96
+    checkpoint.metadata[f"tokenizer.ggml.{key}_token_id"] = token
+    with pytest.raises(LlamaError, match="beyond its vocabulary"):
+        checkpoint.tokenizer()
+
+
 @pytest.mark.parametrize("at", [8, 16])
 def test_a_lying_count_reserves_nothing(tmp_path: Path, at: int) -> None:
     """Headers that promise 2^62 tensors or keys are refused at once instead of being believed."""
@@ -268,3 +333,27 @@ def test_rotary_scaling(tmp_path: Path) -> None:
     linear = load_transformer(open_gguf(path), torch.float32, "cpu")
     np.testing.assert_allclose(linear.rope.sin[8], plain.rope.sin[2], atol=1e-5)
     assert not torch.equal(linear.rope.sin[7], model.rope.sin[7])
+
+
+FACTOR, OLDER, KIND = "llama__rope__scaling__factor", "llama__rope__scale_linear", "llama__rope__scaling__type"
+
+
+@pytest.mark.parametrize(
+    ("keys", "divisor"),
+    [
+        ({FACTOR: 4.0}, 4.0),
+        ({OLDER: 4.0}, 4.0),
+        ({OLDER: 4.0, KIND: "linear"}, 4.0),
+        ({FACTOR: 2.0, OLDER: 4.0}, 2.0),
+        ({FACTOR: 4.0, KIND: "none"}, 1.0),
+        ({FACTOR: 0.0, KIND: "linear"}, 1.0),
+    ],
+)
+@pytest.mark.parametrize("slow", [False, True])
+def test_linear_scaling_in_every_spelling(tmp_path: Path, keys: dict[str, Any], divisor: float, slow: bool) -> None:
+    """A factor without a type, or under its older key, is linear, besides `rope_freqs.weight`: as llama.cpp has it."""
+    stored = np.linspace(1, 8, 8, dtype=np.float32)
+    weights = tensors(np.random.default_rng(0)) | ({"rope_freqs.weight": stored} if slow else {})
+    config = open_gguf(write(tmp_path / "tiny.gguf", weights, **keys)).config
+    expected = (stored if slow else np.ones(8)) * divisor
+    assert (config.rope_divisors or (1.0,) * 8) == pytest.approx(expected.tolist())

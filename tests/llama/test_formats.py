@@ -16,6 +16,7 @@ import torch
 
 from llama.checkpoint import load_transformer, open_checkpoint, unpermute
 from llama.config import ModelConfig, llama3_divisors
+from llama.errors import LlamaError
 from llama.model import Transformer
 
 from .formats import (
@@ -111,6 +112,44 @@ def test_two_generations_of_params() -> None:
     three = {"dim": 3072, "n_heads": 24, "n_kv_heads": 8, "multiple_of": 256, "rope_theta": 500000.0}
     l32_3 = ModelConfig.from_meta({**base, **three, "use_scaled_rope": True}, 128_256, True)
     assert l32_3.rope_divisors == llama3_divisors(128, 500_000.0, 32.0, 1.0, 4.0, 8192.0)
+
+
+def test_what_params_say_of_the_context_and_the_scaling() -> None:
+    """Keys that Meta's folders may have and that ours are tested without."""
+    base = {"n_layers": 16, "norm_eps": 1e-05, "vocab_size": -1, "dim": 2048, "n_heads": 32, "multiple_of": 256}
+    assert ModelConfig.from_meta({**base, "max_seq_len": 1024}, 32_000, True).context_length == 1024
+    scaled = {**base, "rope_theta": 500_000.0, "use_scaled_rope": True, "max_seq_len": 4096}
+    assert ModelConfig.from_meta(scaled, 32_000, True).context_length == 4096
+    for high in (None, 2.0):
+        config = ModelConfig.from_meta({**scaled, "rope_high_freq_factor": high}, 32_000, True)
+        assert config.rope_divisors == llama3_divisors(64, 500_000.0, 32.0, 1.0, high or 4.0, 8192.0)
+
+
+def test_one_vocabulary_beside_the_folders_of_all_sizes(tmp_path: Path, tiny_spm: Path) -> None:
+    """As Llama 1 and 2 came; one within the folder counts before it."""
+    shape = Shape(vocabulary=1024)
+    path = write_meta(tmp_path / "7B", shape, meta_weights(shape))
+    with pytest.raises(LlamaError, match=r"no tokenizer\.model"):
+        open_checkpoint(path).tokenizer()
+    shutil.copy(tiny_spm, tmp_path / "tokenizer.model")
+    tokenizer = open_checkpoint(path).tokenizer()
+    assert tokenizer.decode(tokenizer.encode("abc")) == "abc"
+    (path / "tokenizer.model").write_bytes(b"damaged")
+    with pytest.raises(LlamaError, match=r"tokenizer\.model is damaged"):
+        open_checkpoint(path).tokenizer()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+@pytest.mark.parametrize("kind", ["hugging face", "meta", "gguf"])
+def test_files_are_mapped_not_read(tmp_path: Path, kind: str) -> None:
+    """Tensors are pages of the file until somebody wants them, so that no second copy of the whole is held."""
+    path = WRITERS[kind](tmp_path / "m", Shape(), meta_weights(Shape()))
+    checkpoint = open_checkpoint(path)
+    tensors = [each.read() for each in checkpoint.tensors()[0].values()] if kind == "hugging face" else []
+    mapped = Path("/proc/self/maps").read_text()
+    for file in [path] if path.is_file() else [*path.glob("*.pth"), *path.glob("*.safetensors")]:
+        assert str(file) in mapped
+    del tensors
 
 
 def test_positions_beyond_the_first_context(tmp_path: Path) -> None:

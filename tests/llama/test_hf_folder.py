@@ -155,6 +155,42 @@ def test_each_of_several_ends_stops(tmp_path: Path) -> None:
         assert generated(255, token, 254) == (free[: free.index(token)], "stop")
 
 
+def test_what_old_writers_stored_besides(tmp_path: Path) -> None:
+    """Frequencies that follow from the configuration, in one file and in several."""
+    for shards in (False, True):
+        path, _ = folder(tmp_path / str(shards), shards=shards)
+        file = min(path.glob("*.safetensors"))
+        name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+        save_file({**load_file(file), name: torch.ones(6)}, file)
+        if shards:
+            index = path / "model.safetensors.index.json"
+            places = json.loads(index.read_text())["weight_map"]
+            rewrite(index, weight_map={**places, name: file.name})
+        load_transformer(open_checkpoint(path), torch.float32, "cpu")
+
+
+def test_the_default_among_several_templates(tmp_path: Path) -> None:
+    path, _ = folder(tmp_path / "m")
+    several = [{"name": name, "template": f"of {name}"} for name in ("tool_use", "default", "rag")]
+    rewrite(path / "tokenizer_config.json", chat_template=several)
+    assert open_checkpoint(path).chat_template == "of default"
+    rewrite(path / "tokenizer_config.json", chat_template=[*several[:1], "damaged"])
+    assert open_checkpoint(path).chat_template is None
+
+
+def test_where_the_base_of_the_rotation_stands(tmp_path: Path) -> None:
+    """transformers 5 writes it beside the scaling; a key outside, of an older writer, does not count then."""
+    path, _ = folder(tmp_path / "m")
+    for changed in (
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, "rope_theta": 70_000.0},
+        {"rope_parameters": "gone", "rope_theta": 70_000.0},
+        {"rope_parameters": "gone", "rope_theta": "gone"},
+    ):
+        rewrite(path / "config.json", **changed)
+        theirs = transformers.AutoConfig.from_pretrained(path).rope_parameters["rope_theta"]
+        assert open_checkpoint(path).config.rope_theta == theirs, changed
+
+
 def rewrite(path: Path, **changed: Any) -> None:
     found = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in (found | changed).items() if v != "gone"}))
@@ -164,7 +200,6 @@ def rewrite(path: Path, **changed: Any) -> None:
     ("changed", "says"),
     [
         ({"model_type": "gpt2"}, "gpt2"),
-        ({"model_type": "mistral", "sliding_window": 256}, "mistral"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
@@ -188,10 +223,47 @@ def test_configurations_that_do_not_fit(tmp_path: Path, changed: dict[str, Any],
     assert "\n" not in str(error.value)
 
 
-def test_mistral_without_a_window_is_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changed", "context"),
+    [
+        ({"sliding_window": 40}, 40),
+        ({"sliding_window": None}, 512),
+        ({"sliding_window": 512}, 512),
+        ({"max_position_embeddings": 9000}, 4096),
+        ({"max_position_embeddings": 9000, "sliding_window": None}, 9000),
+        ({"max_position_embeddings": "gone"}, 4096),
+        ({"max_position_embeddings": "gone", "sliding_window": None}, 131_072),
+    ],
+)
+def test_a_mistral_up_to_its_window(tmp_path: Path, changed: dict[str, Any], context: int) -> None:
+    """Within it, what transformers computes; beyond it, where that is another thing, nothing."""
     path, _ = folder(tmp_path / "m")
-    rewrite(path / "config.json", model_type="mistral")
-    load_transformer(open_checkpoint(path), torch.float32, "cpu")
+    rewrite(path / "config.json", model_type="mistral", architectures=["MistralForCausalLM"], **changed)
+    ours = load_transformer(open_checkpoint(path), torch.float32, "cpu")
+    assert ours.config.context_length == context
+    length = min(context, 60)
+    tokens = torch.randint(0, 250, (2, length + 1), generator=torch.Generator().manual_seed(4))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    assert theirs.config.model_type == "mistral"
+    with torch.inference_mode():
+        expected = theirs(tokens).logits
+        torch.testing.assert_close(ours(tokens[:, :-1]), expected[:, :-1], atol=2e-4, rtol=1e-4)
+        if length == context:
+            with pytest.raises(LlamaError, match=f"context of {context}"):
+                ours(tokens)
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    """Of what a config.json may leave out, for both architectures."""
+    least = {"hidden_size": 64, "num_attention_heads": 16, "num_hidden_layers": 2, "intermediate_size": 128,
+             "vocab_size": 300}  # fmt: skip
+    for kind, theirs in {"llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig}.items():
+        ours, other = ModelConfig.from_hf({**least, "model_type": kind}), theirs(**least)
+        longest = min(other.max_position_embeddings, getattr(other, "sliding_window", 1 << 40))
+        assert (ours.n_kv_heads, ours.norm_eps, ours.context_length, ours.head_dim, ours.tied) == (
+            other.num_key_value_heads, other.rms_norm_eps, longest, other.head_dim, other.tie_word_embeddings
+        )  # fmt: skip
+        assert ours.rope_theta == other.rope_parameters["rope_theta"]
 
 
 def test_damaged_folders(tmp_path: Path) -> None:
@@ -243,6 +315,19 @@ def test_vocabularies_that_are_not_known(tmp_path: Path) -> None:
     (path / "tokenizer.json").unlink()
     with pytest.raises(LlamaError, match=r"tokenizer\.json"):
         load_engine(path, "cpu", "float32")
+
+
+@pytest.mark.parametrize("ids", [{"eos_token_id": [-3, 99_999]}, {"eos_token_id": -1}, {"bos_token_id": 261}])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_ends_beyond_the_vocabulary(tmp_path: Path, ids: dict[str, Any], file: str) -> None:
+    """Of 261 tokens; what generation_config.json says of the beginning is not read."""
+    path, _ = folder(tmp_path / "m")
+    rewrite(path / file, **ids)
+    if file != "config.json" and "bos_token_id" in ids:
+        open_checkpoint(path).tokenizer()
+        return
+    with pytest.raises(LlamaError, match="beyond its vocabulary"):
+        open_checkpoint(path).tokenizer()
 
 
 def test_nothing_that_people_write_is_huge() -> None:

@@ -149,7 +149,9 @@ def test_a_folder_with_a_sentencepiece_file_alone(tmp_path: Path, tiny_spm: Path
     assert ours.eos_ids == {2, size + 1}
     assert ours.decode([size + 1]) == "<|im_end|>" == ours.decode(ours.encode("<|im_end|>"))
     assert ours.add_bos
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"add_bos_token": False, "added_tokens_decoder": decoder})
+    )
     assert not open_checkpoint(tmp_path).tokenizer().add_bos
     # A table without rows for them: what a template could make would be out of its range.
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": size + 1, "eos_token_id": 2}))
