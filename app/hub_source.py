@@ -121,7 +121,7 @@ class Source:
                     os.fsync(sink.fileno())
             except (httpx.TransportError, _BusyError) as error:
                 fault = str(error) or type(error).__name__
-            except (httpx.HTTPError, httpx.InvalidURL) as error:  # led in circles, or to no address
+            except httpx.HTTPError as error:  # led in circles, for one
                 raise AppError(f"{self._hub} does not give {file.name} ({error}); try again later") from error
             tries = 0 if done > before else tries + 1
             if tries == TRIES:

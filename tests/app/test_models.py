@@ -389,6 +389,17 @@ def test_tensors_that_do_not_fit_are_told(tmp_path: Path, kind: str) -> None:
         assert "is [96, 48], not [96, 1]" in describe(path)["cannot_run"]
 
 
+def test_a_tensor_that_a_shard_lacks_is_no_parameter(tmp_path: Path) -> None:
+    path = write_hf(tmp_path / "m", Shape(), meta_weights(Shape()), 2)
+    file = min(path.glob("*.safetensors"))
+    held = load_file(file)
+    name = min(held)
+    save_file({key: value for key, value in held.items() if key != name}, file)
+    found = describe(path)
+    assert f"lacks {name}" in found["cannot_run"]
+    assert found["parameters"] == sum(each.numel() for each in meta_weights(Shape()).values()) - held[name].numel()
+
+
 def test_files_of_weights_that_are_lost(tmp_path: Path) -> None:
     path = write_hf(tmp_path / "m", Shape(), meta_weights(Shape()), 4)
     first, second, third, _ = sorted(path.glob("*.safetensors"))
