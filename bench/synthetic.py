@@ -133,8 +133,22 @@ def build(services: Services, size: int) -> float:
         seconds = round(time.perf_counter() - started, 1)
         print(json.dumps({"chunks": start + n, "of": size, "seconds": seconds}), file=sys.stderr, flush=True)
     keyword.close()
+    if stored < size:
+        settle(services, made[-2:], vectors[-2:])
     note(services, store.collection_id, keyword.id, size)
     return time.perf_counter() - started
+
+
+def settle(services: Services, last: Sequence[Document], vectors: np.ndarray) -> None:
+    """Brings the rest of the graph to the disk, as it is after an ingest with the default of `hnsw_sync`.
+
+    What is not there is added again whenever the knowledge base is opened.
+    """
+    from app.services import Services
+
+    default = type(services.settings).model_fields["hnsw_sync"].default
+    after = Services(services.settings.model_copy(update={"hnsw_sync": default}))
+    after.store(KB, create=True).add_documents(list(last), embeddings=vectors)
 
 
 def note(services: Services, collection_id: str, keyword_id: str, size: int) -> None:
