@@ -173,6 +173,8 @@ class Answerer:
         readings = [self._rewritten(own.question, history, cancel), followup.expanded(own.question, history)]
         for reading in dict.fromkeys(each for each in readings if each and len(each) <= MAX_QUESTION_CHARACTERS):
             other = self._retrieve(dataclasses.replace(question, text=reading))
+            if not followup.concerns(other.chunks, own.question):
+                continue  # what was asked before is there, and what is asked now is not
             if own.confidence is None or other.confidence is None:
                 found = other
                 break

@@ -28,6 +28,7 @@ SMALL = "small"  # how small the knowledge base is: in a large one, something al
 FEATURES = (CONSTANT, HELD, SMALL, MEANING, COVERED)
 # Parameters of no embedder: they hold for every one.
 OF_WORDS = (CONSTANT, HELD, SMALL)
+COMMON = 0.1  # share of ordinary passages that hold a word; those above say nothing alone
 NONE = 0.05  # added to the share, so that its logarithm exists
 VERSION = 2  # a higher number when the features change: parameters of others mean nothing
 
@@ -78,6 +79,14 @@ def evidence_of(question: str, passages: Sequence[Document], coverage: Callable[
     }
 
 
+def _asks_about_something(question: str) -> bool:
+    """Whether a question has a word that is not one of those which every other text has: "who are you" has none."""
+    from vectorstore import analyze, background
+
+    common = background.shares()
+    return any(common.get(term, 0.0) < COMMON for term in analyze.terms(question))
+
+
 class Confidence:
     """Judges questions by a calibration. `threshold` None takes the calibration's own."""
 
@@ -99,13 +108,13 @@ class Confidence:
         return None if self.calibration is None else f"{self.calibration.digest}@{self.threshold}"
 
     def of(self, question: str, passages: Sequence[Document]) -> float | None:
-        """P(answerable); 0 where nothing was found, and None where nothing is known about it."""
+        """P(answerable); 0 where nothing was found or asked about, and None where nothing is known about it."""
         if not passages:
             return 0.0
         evidence = None if self.calibration is None else evidence_of(question, passages, self._coverage)
         if evidence is None or self.calibration is None:
             return None
-        return self.calibration.probability(evidence)
+        return self.calibration.probability(evidence) if _asks_about_something(question) else 0.0
 
     def refuses(self, confidence: float | None) -> bool:
         """Whether a question of that confidence is refused."""
@@ -145,9 +154,18 @@ def find(folder: Path, of: Identity) -> tuple[Calibration | None, str]:
 
 def _read(path: Path) -> list[Calibration]:
     try:
-        return [Calibration(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as error:
+        found = [Calibration(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
+        if not found or not all(map(_usable, found)):
+            raise ValueError("no calibration")
+        return found
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise AppError(f"{path} cannot be read; remove it, or run `paddock eval calibrate` again") from error
+
+
+def _usable(each: Calibration) -> bool:
+    numbers = [each.threshold, *each.parameters.values()]
+    known = set(each.parameters) <= set(FEATURES)
+    return known and all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
 
 
 def write(path: Path, calibrations: Sequence[Calibration]) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from langchain_core.documents import Document
+
 from app.cite import words
 from app.prompt import CHINESE, Turn, language_of
 from llama.chat import Message
@@ -119,6 +121,15 @@ def expanded(question: str, history: Sequence[Turn]) -> str:
             found.append(term)
             there |= fresh
     return f"{question} ({' '.join(found)})" if found else question
+
+
+def concerns(passages: Sequence[Document], question: str) -> bool:
+    """Whether passages that a reading found have a word of the question itself, or it has none of its own.
+
+    The conversation's words stand in the documents, so they alone would make any question look answerable.
+    """
+    own = _meant(question)
+    return not own or any(not own.isdisjoint(words(each.page_content)) for each in passages)
 
 
 def _terms(text: str) -> list[str]:

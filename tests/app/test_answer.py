@@ -133,11 +133,12 @@ def test_given_passages_are_not_refused() -> None:
     assert (answer.refused, answer.confidence) == (False, None)
 
 
+CODE = chunk("The key box at Sable Hut has the code 4471.", "huts.txt")
 TALK = [Turn("Where do we sleep at Sable Hut?", "In bunks.")]
 
 
 def test_a_follow_up_is_searched_for_with_the_conversation() -> None:
-    backend = Backend([HAY], "yes")
+    backend = Backend([CODE], "yes")
     answer = answerer(backend).answer("What is the code of it?", "default", 4, TALK)
     assert answer.rewritten == "What is the code of it? (sleep Sable Hut)"
     assert answer.question == "What is the code of it?"
@@ -146,15 +147,28 @@ def test_a_follow_up_is_searched_for_with_the_conversation() -> None:
 
 def test_the_model_s_rewrite_is_taken_if_nothing_is_lost_or_made_up() -> None:
     said = "What is the code of Sable Hut?"
-    answer = answerer(Backend([HAY], said)).answer("What is the code of it?", "default", 4, TALK)
+    answer = answerer(Backend([CODE], said)).answer("What is the code of it?", "default", 4, TALK)
     assert answer.rewritten == said, "without a confidence, the first reading"
     backend = Backend([found(0.2)], said)
     backend.confidence = judged(0.0)
-    backend.by_question = {said: [found(0.9)], "What is the code of it?": [found(0.3)]}
+    backend.by_question = {said: [found(0.9), CODE], "What is the code of it?": [found(0.3)]}
     assert answerer(backend).answer("What is the code of it?", "default", 4, TALK).rewritten == said
     backend.says = "What is the code of Condor Hut?"
     assert answerer(backend).answer("What is the code of it?", "default", 4, TALK).rewritten is None
     assert backend.asked == 4
+
+
+def test_a_reading_that_finds_nothing_of_the_question_itself_does_not_count() -> None:
+    """The conversation's words stand in the documents; what is asked now does not."""
+    backend = Backend([found(0.1)], "In 1889.")
+    backend.confidence = judged(0.2)
+    reading = "And when was the tower painted? (sleep Sable Hut)"
+    backend.by_question = {reading: [found(0.9), CODE], "And when was the tower painted?": [found(0.1)]}
+    answer = answerer(backend).answer("And when was the tower painted?", "default", 4, TALK)
+    assert (answer.rewritten, answer.refused) == (None, True)
+    backend.by_question[reading] = [found(0.9), chunk("The tower was painted in 1889.", "tower.txt")]
+    answer = answerer(backend).answer("And when was the tower painted?", "default", 4, TALK)
+    assert (answer.rewritten, answer.refused) == (reading, False)
 
 
 def test_a_change_of_topic_leaves_the_conversation_behind() -> None:

@@ -53,7 +53,26 @@ def test_a_calibration_of_one_s_own_is_for_its_embedder_and_terms_alone(tmp_path
     assert find(tmp_path, {**identity(DEFAULT), "features": 1})[1] != "shipped"
 
 
-@pytest.mark.parametrize("text", ["", "[{}]", "[1]", "{"])
+DAMAGED = (
+    "",
+    "[{}]",
+    "[1]",
+    "{",
+    "[]",
+    "{}",
+    *(
+        json.dumps([{"holds_for": {}, "parameters": parameters, "threshold": threshold}])
+        for parameters, threshold in (
+            ({"bogus": 1}, 0.5),
+            ({"constant": "1"}, 0.5),
+            ({"constant": 1}, None),
+            ([1], 0.5),
+        )
+    ),
+)
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_a_damaged_calibration_is_one_line(tmp_path: Path, text: str) -> None:
     path = path_of(tmp_path, identity("bge@1"))
     path.write_text(text)
@@ -66,7 +85,7 @@ def test_more_evidence_is_more_confidence() -> None:
     judge = Confidence(shipped, lambda text: 1.0)
 
     def of(*each: object) -> float:
-        found = judge.of("q", each)  # type: ignore[arg-type]
+        found = judge.of("quartz", each)  # type: ignore[arg-type]
         assert found is not None
         return found
 
@@ -76,11 +95,20 @@ def test_more_evidence_is_more_confidence() -> None:
     assert 0 < of(passage(0.0, -1.0)) < judge.threshold < of(passage(0.9, 0.7)) < 1
 
 
+@pytest.mark.parametrize("question", ["the of and is", "what", "who are you", "Is it?", "的 了 吗", "的", "I", "？"])
+def test_a_question_of_common_words_asks_about_nothing(question: str) -> None:
+    judge = Confidence(Calibration(**json.loads(SHIPPED.read_text())[0]), lambda text: 1.0)
+    given = [passage(1.0, 0.9)]
+    assert judge.of(question, given) == 0.0  # type: ignore[arg-type]
+    assert (judge.of("What does the llama eat?", given) or 0) > 0.5  # type: ignore[arg-type]
+    assert (judge.of("羊驼吃什么？", given) or 0) > 0.5  # type: ignore[arg-type]
+
+
 def test_where_nothing_is_known() -> None:
     judge = Confidence(Calibration({}, {"constant": 0.0}, 0.5), lambda text: 1.0)
-    assert judge.of("q", [chunk("by meaning alone")]) is None
+    assert judge.of("quartz", [chunk("by meaning alone")]) is None
     assert not judge.refuses(None)
-    assert judge.of("q", []) == 0.0
+    assert judge.of("quartz", []) == 0.0
     nothing = Confidence(None, lambda text: 1.0, 0.9)
     assert nothing.of("q", [passage(0.9, 0.9)]) is None  # type: ignore[list-item]
     assert nothing.digest is None
