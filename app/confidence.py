@@ -61,7 +61,7 @@ class Calibration:
 
 
 def evidence_of(question: str, passages: Sequence[Document], coverage: Callable[[str], float]) -> Evidence | None:
-    """What is seen of a question and its passages; None where they were not found by meaning and words.
+    """What is seen of a question and its passages; None where they were given, not found.
 
     The passage that counts is the one of the highest relevance, in whatever order they were put afterwards.
     """
@@ -69,12 +69,13 @@ def evidence_of(question: str, passages: Sequence[Document], coverage: Callable[
     if not scored:
         return None
     best = max(scored, key=lambda data: float(data["relevance"]))
-    covered = coverage(question)
+    # What was found by words alone is judged like a question that the embedder cannot read.
+    covered = coverage(question) if "cosine" in best else 0.0
     return {
         CONSTANT: 1.0,
         HELD: math.log(float(best["held"]) + NONE),
         SMALL: float(best["ordinary"]),
-        MEANING: covered * float(best["score"]),
+        MEANING: covered * float(best.get("cosine", 0.0)),
         COVERED: covered,
     }
 

@@ -84,6 +84,12 @@ class Terms:
         return sum(weight for term, weight in self.weights.items() if term in there) / whole if whole else 0.0
 
 
+def unindexed(text: str, total: int) -> Terms:
+    """A query's terms where there is no index to know them: weighed as if none of `total` chunks had them."""
+    weights = {term: background.idf(term, 0, total) for term in analyze.terms(text)}
+    return Terms((), (1 + K1) * sum(weights.values()), 0.0, weights)
+
+
 class KeywordIndex:
     """An index that may be searched from any thread; one writer at a time, which the caller sees to."""
 

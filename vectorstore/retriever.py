@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 
 from vectorstore import background
 from vectorstore.fusion import Candidates, Fusion, default_fusion
-from vectorstore.keyword import Hit, KeywordIndex, Terms
+from vectorstore.keyword import Hit, KeywordIndex, Terms, unindexed
 from vectorstore.rerank import Reranker
 from vectorstore.rows import doc_of
 from vectorstore.scope import DEEPEST, Scope
@@ -81,10 +81,10 @@ class Retriever(BaseRetriever):
     """The k best passages of a knowledge base.
 
     A passage's metadata has "score" (float: cosine similarity to the question; in keyword mode its share of the best
-    BM25 score there could be, see Hit), "keyword_score" (that share; absent in dense mode), "relevance" (float: what
-    hybrid mode ranks by), "held" and "ordinary" (in hybrid mode, the share of the question's idf whose terms stand in
-    it, and how much of what that idf rests on is ordinary text, see `background`), "rerank_score" (float, where it was
-    reranked) and "page" (int, or None without pages).
+    BM25 score there could be, see Hit), "keyword_score" (that share; absent in dense mode), "cosine" (that similarity;
+    absent in keyword mode), "relevance" (float: what the mode ranks by), "held" and "ordinary" (the share of the
+    question's idf whose terms stand in it, and how much of what that idf rests on is ordinary text, see `background`),
+    "rerank_score" (float, where it was reranked) and "page" (int, or None without pages).
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -137,14 +137,21 @@ class Retriever(BaseRetriever):
     def _dense(self, query: str, view: View) -> list[Document]:
         near = self._near(self.store.embed(query), self._needed, view)
         found = {name: score for name, score in near if score >= self.min_score}
-        return [_passage(each, score=found[str(each.id)]) for each in self.store.get_by_ids(list(found))]
-
-    def _words(self, query: str, index: KeywordIndex, view: View) -> list[Document]:
-        found = {hit.chunk_id: hit.score for hit in self._hits(index, index.analyse(query), self._needed, view)}
-        return [
-            _passage(each, score=found[str(each.id)], keyword_score=found[str(each.id)])
+        passages = [
+            _passage(each, score=found[str(each.id)], cosine=found[str(each.id)], relevance=found[str(each.id)])
             for each in self.store.get_by_ids(list(found))
         ]
+        return self._held(passages, self._terms(query))
+
+    def _words(self, query: str, index: KeywordIndex, view: View) -> list[Document]:
+        terms = index.analyse(query)
+        found = {hit.chunk_id: hit.score for hit in self._hits(index, terms, self._needed, view)}
+        passages = [
+            _passage(each, score=share, keyword_score=share, relevance=share)
+            for each in self.store.get_by_ids(list(found))
+            for share in [found[str(each.id)]]
+        ]
+        return self._held(passages, terms)
 
     def _both(self, query: str, index: KeywordIndex, view: View) -> list[Document]:
         found = self.candidates(query, index, view)
@@ -156,9 +163,17 @@ class Retriever(BaseRetriever):
             return []
         ranked = self.fusion.ranked(found.judged)[: self._needed]
         terms = index.analyse(query)
-        taken = found.take([i for i, _ in ranked], relevance=[relevance for _, relevance in ranked])
-        ordinary = background.share(index.count())
-        return [_passage(each, held=terms.held(_read(each)), ordinary=ordinary) for each in taken]
+        cosines = [found.judged.cosines[i] for i, _ in ranked]
+        taken = found.take([i for i, _ in ranked], cosine=cosines, relevance=[relevance for _, relevance in ranked])
+        return self._held(taken, terms)
+
+    def _terms(self, query: str) -> Terms:
+        """The question's terms; without an index, by what ordinary text tells of them."""
+        return self.keyword.analyse(query) if self.keyword is not None else unindexed(query, self.store.count())
+
+    def _held(self, passages: list[Document], terms: Terms) -> list[Document]:
+        ordinary = background.share(self.store.count() if self.keyword is None else self.keyword.count())
+        return [_passage(each, held=terms.held(_read(each)), ordinary=ordinary) for each in passages]
 
     def candidates(self, query: str, index: KeywordIndex, view: View = View()) -> Found:
         """What either side finds, judged by both, in no order that matters."""

@@ -105,7 +105,9 @@ def judged(threshold: float) -> Confidence:
 
 
 def found(share: float, **more: Any) -> Document:
-    return chunk(HAY.page_content, "feed.txt", keyword_score=share, relevance=share, held=share, ordinary=0.2, **more)
+    return chunk(
+        HAY.page_content, "feed.txt", keyword_score=share, cosine=0.5, relevance=share, held=share, ordinary=0.2, **more
+    )
 
 
 @pytest.mark.parametrize(("share", "refused"), [(0.05, True), (0.95, False)])

@@ -27,7 +27,7 @@ DEFAULT = "all-MiniLM-L6-v2@0b40d68aaba8"
 
 
 def passage(held: float, cosine: float, relevance: float = 1.0, ordinary: float = 0.2) -> object:
-    return chunk("text", score=cosine, relevance=relevance, held=held, ordinary=ordinary)
+    return chunk("text", score=cosine, cosine=cosine, relevance=relevance, held=held, ordinary=ordinary)
 
 
 def test_the_shipped_parameters_hold_for_the_default_embedder_and_for_any(tmp_path: Path) -> None:
@@ -112,6 +112,13 @@ def test_where_nothing_is_known() -> None:
     nothing = Confidence(None, lambda text: 1.0, 0.9)
     assert nothing.of("q", [passage(0.9, 0.9)]) is None  # type: ignore[list-item]
     assert nothing.digest is None
+
+
+def test_what_was_found_by_words_alone_is_judged_by_words() -> None:
+    found = chunk("text", score=0.9, keyword_score=0.9, relevance=0.9, held=0.7, ordinary=0.2)
+    evidence = evidence_of("q", [found], lambda text: 1.0)
+    assert evidence is not None
+    assert (evidence["meaning"], evidence["covered"]) == (0.0, 0.0)
 
 
 def test_what_the_embedder_cannot_read_counts_less() -> None:

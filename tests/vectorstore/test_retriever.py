@@ -90,6 +90,17 @@ class TestKeyword:
         assert ids(make(mode="keyword", k=5).invoke("羊駝喝水")) == ["zh", "zh2"]
 
 
+@pytest.mark.parametrize("mode", ["dense", "keyword", "hybrid", "without an index"])
+def test_what_confidence_is_told_from_is_there_in_every_mode(make: Callable[..., Retriever], mode: str) -> None:
+    asked = {"mode": "dense", "keyword": None} if mode == "without an index" else {"mode": mode}
+    best = make(k=5, **asked).invoke("rs232c zebra code")[0]
+    data = best.metadata
+    assert 0 < data["held"] < 1
+    assert 0.9 < data["ordinary"] < 1, "of few chunks"
+    assert "relevance" in data
+    assert ("cosine" in data) == (mode != "keyword")
+
+
 class TestHybrid:
     def test_every_passage_is_judged_by_both(
         self, make: Callable[..., Retriever], keyword: KeywordIndex, monkeypatch: pytest.MonkeyPatch
