@@ -228,11 +228,12 @@ def load_settings(environ: Mapping[str, str] = os.environ, cwd: Path | None = No
     try:
         return Settings(home=home, **merged)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
+        key = str(error.errors()[0]["loc"][0])
         where = next(name for name, values in reversed(layers) if key in values)
-        value = merged[key]
-        raise AppError(f"setting '{key}' in {where} is {value!r}: {first['msg'].lower()}") from error
+        said = [
+            str(each["msg"]).lower() for each in error.errors() if str(each["loc"][0]) == key
+        ]  # 'auto', or a number
+        raise AppError(f"setting '{key}' in {where} is {merged[key]!r}: {', or '.join(said)}") from error
 
 
 def limit_threads(count: int) -> None:

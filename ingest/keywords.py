@@ -75,9 +75,11 @@ class KeywordFollower:
             self._index = None
 
     def _check(self) -> None:
-        """Starts anew if the index is not the one that the manifest's notes are about."""
+        """Starts anew if the index is not the one that the manifest's notes are about, or has lost something."""
         known = self.manifest.keyword_index(self.kb)
-        if self._index is None and known is not None and known != keyword.read_id(self.folder):
+        if self._index is not None or known is None:
+            return
+        if known != keyword.read_id(self.folder) or not keyword.is_whole(self.folder):
             self._forget()
 
     def _forget(self) -> None:

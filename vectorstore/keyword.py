@@ -7,9 +7,12 @@ in other processes see all of it or nothing, and a writer that is killed leaves 
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import secrets
 import shutil
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +25,8 @@ from vectorstore.marker import collection_name
 
 ID = "id"  # the file with the index's identity
 META = "meta.json"  # tantivy's list of segments
+PARTS = ("term", "idx", "pos", "store", "fieldnorm", "fast")  # files of a segment
+FOOTER, MAGIC = "<II", 1337  # the end of each: the size of a checksum before it, and what tells that it is there
 WRITER_BYTES = 64 << 20  # terms of a commit are gathered in this much memory
 MOST_TERMS = 128  # of a question; the rarest are taken
 K1 = 1.2  # tantivy's, and so is b = 0.75
@@ -39,6 +44,23 @@ def read_id(folder: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return name if name.startswith(f"{analyze.VERSION}-") and (folder / META).is_file() else None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the files of the last commit are there to their ends, by what tantivy writes there. Reads little."""
+    try:
+        segments = json.loads((folder / META).read_text(encoding="utf-8"))["segments"]
+        names = [str(each["segment_id"]).replace("-", "") for each in segments]
+        return all(_ends_well(folder / f"{name}.{part}") for name in names for part in PARTS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _ends_well(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-struct.calcsize(FOOTER), os.SEEK_END)
+        size, magic = struct.unpack(FOOTER, file.read())
+        return bool(magic == MAGIC and 0 < size < file.tell())
 
 
 def drop(folder: Path) -> None:

@@ -139,3 +139,10 @@ def test_quiet_turns_the_libraries_off() -> None:
     environ = {name: value for name, value in os.environ.items() if name not in QUIET}
     done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True", "False", "False", "false"]
+
+
+def test_all_that_a_value_may_be_is_told(tmp_path: Path) -> None:
+    said = complaint({**written(tmp_path, ""), "PADDOCK_MIN_CONFIDENCE": "1.5"})
+    assert "'auto'" in said
+    assert "less than or equal to 1" in said
+    assert "\n" not in said

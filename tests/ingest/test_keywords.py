@@ -16,7 +16,7 @@ from ingest.sync import Ingestor
 from tests.ingest.fakes import FakeEmbedder, open_ingestor
 from tests.ingest.test_sync import LONG, check_consistent
 from vectorstore import analyze
-from vectorstore.keyword import META, KeywordIndex, folder_of, read_id, size_of
+from vectorstore.keyword import META, PARTS, KeywordIndex, folder_of, is_whole, read_id, size_of
 
 Write = Callable[[str, str], Path]
 
@@ -88,6 +88,26 @@ def test_made_again_from_the_store(home: Path, write: Write, harm: Callable[[Pat
     assert "3 documents that were indexed before are now found by their words" in render(report)
     check_consistent(ingestor, "farm")
     assert search(ingestor, "part 2")[0] == doc_id(ingestor, "2.md")  # headings, too
+
+
+@pytest.mark.parametrize("part", [META, *PARTS])
+@pytest.mark.parametrize("how", ["cut", "emptied", "overwritten", "removed"])
+def test_a_run_with_nothing_to_do_mends_damage(ingestor: Ingestor, write: Write, part: str, how: str) -> None:
+    write("farm/a.md", "# Feeding\n\nLlamas eat hay.")
+    ingestor.sync("farm")
+    folder = folder_of(ingestor.keyword, "farm")
+    assert is_whole(folder)
+    (path,) = [folder / META] if part == META else folder.glob(f"*.{part}")
+    data = path.read_bytes()
+    if how == "removed":
+        path.unlink()
+    else:
+        cut = data[: -9 if part == META else -1]
+        path.write_bytes({"cut": cut, "emptied": b"", "overwritten": random.Random(0).randbytes(len(data))}[how])
+    assert not is_whole(folder)
+    assert ingestor.sync("farm").unchanged == 1
+    assert is_whole(folder)
+    assert search(ingestor, "hay") == [doc_id(ingestor, "a.md")]
 
 
 def test_a_damaged_one_is_made_again_when_it_is_written(home: Path, write: Write) -> None:
