@@ -8,6 +8,7 @@ are looked for that lose the least. On a CPU, activations are rounded as well, t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from llama.vectors import GROUP, LANES
 
 BITS = {"int8": 8, "int4": 4}
 EXACT = 1e-3  # of a scale: what floats are off by that stand on a grid of 16 steps
+ON_GRID = 0.02  # of a step, by which values on a grid are off at most: it is known in fp16 only
 SHRUNK = (0.95, 0.9, 0.85, 0.8)  # of a group's range, which numbers outside are cut to
 
 
@@ -73,8 +75,9 @@ def _grids(groups: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and minimum of 16 steps for groups [..., GROUP], each [...] in fp16.
 
     They go from the least value to the greatest, as Q4_1 has them, or have the value of the largest magnitude at one
-    end and 0 on the grid, as Q4_0. Where neither is exact, ranges that leave a few values outside are tried as well,
-    each fitted to the numbers it gives by least squares.
+    end and 0 on the grid, as Q4_0. Where neither is exact, the values may stand on a grid whose ends they do not reach
+    (of a file whose scales were searched for), or ranges that leave a few values outside are tried, each fitted to the
+    numbers it gives by least squares.
     """
     low, high = groups.amin(-1), groups.amax(-1)
     largest = torch.where(-low > high, low, high)
@@ -85,11 +88,29 @@ def _grids(groups: Tensor) -> tuple[Tensor, Tensor]:
     if open_.any():
         some, best = groups[open_], (scale[open_], minimum[open_], lost[open_])
         low, high = low[open_], high[open_]
+        _try_steps(some, best, low)
         for share in (1.0, *SHRUNK):
             numbers = _nearest(some, ((high - low) * share / 15).half(), (low * share).half())
             _take_better(some, best, *_fitted(some, numbers))
         scale[open_], minimum[open_] = best[:2]
     return scale, minimum
+
+
+def _try_steps(groups: Tensor, best: tuple[Tensor, Tensor, Tensor], low: Tensor) -> None:
+    """Takes the grid that values [n, GROUP] stand on, where there is one; its step divides their differences."""
+    steps = groups.sort(-1).values.diff(dim=-1)
+    least = steps.masked_fill(steps <= EXACT * groups.abs().amax(-1, keepdim=True) / 16, math.inf).amin(-1)
+    for part in (1, 2, 3):
+        step = (least / part).half()
+        numbers = (groups - low[:, None]) / _or_one(step)
+        on = ((numbers - numbers.round()).abs().amax(-1) < ON_GRID) & (numbers.amax(-1) < 15.5) & step.isfinite()
+        if not on.any():
+            continue
+        found = best[0][on], best[1][on], best[2][on]
+        for below in range(16):
+            _take_better(groups[on], found, step[on], (low[on] - below * step[on].float()).half())
+        for old, new in zip(best, found, strict=True):
+            old[on] = new
 
 
 def _nearest(groups: Tensor, scale: Tensor, low: Tensor) -> Tensor:

@@ -99,6 +99,18 @@ def test_gguf_s_own_grids_of_four_bits_are_kept(kind: str) -> None:
     assert (unpack(pack(stored, 4)) - stored).abs().max() <= 2e-7 * stored.abs().max()
 
 
+@pytest.mark.parametrize("minimum", [False, True])
+def test_a_grid_whose_ends_are_not_reached_is_kept(minimum: bool) -> None:
+    """As files have it whose scales were searched for with weights of importance."""
+    draw = np.random.default_rng(2)
+    scale = draw.uniform(0.001, 0.1, (40, 3, 1)).astype(np.float16).astype(np.float32)
+    low = draw.uniform(-1, 0.2, scale.shape).astype(np.float16).astype(np.float32) if minimum else -8 * scale
+    numbers = draw.integers(draw.integers(0, 6, scale.shape), draw.integers(9, 15, scale.shape), (40, 3, 32))
+    stored = torch.from_numpy((numbers * scale + low).reshape(40, 96).astype(np.float32))
+    changed = (unpack(pack(stored, 4)) - stored).abs() > 1e-6 * stored.abs().max()
+    assert changed.float().mean() < 0.001
+
+
 def test_a_packed_file_that_does_not_fit_is_made_anew() -> None:
     config = shape()
     state = {name: x for name, x in random_model(config).state_dict().items() if name != "lm_head.weight"}
