@@ -109,6 +109,8 @@ def read_card(folder: Path) -> Card:
             if given.get("format") != FORMAT:
                 raise FinetuneError(f"{folder.name} is of format {given.get('format')!r}; this version reads {FORMAT}")
             base = Base(**given["base"]) if given["base"] else None
+            if not isinstance(given["method"], str) or not isinstance(given["options"], dict):
+                raise TypeError("its method is no name, or its options are no table")
             return Card(given["method"], given["options"], base, given["peft"], given.get("notes", {}))
         given = json.loads((folder / CONFIG).read_text("utf-8"))
         kind = given.get("peft_type")

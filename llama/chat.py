@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -65,7 +65,7 @@ class ChatTemplate:
         """
         special = self._tokenizer.special
         spelled = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
-        free, hidden = _unused_characters(messages), dict[str, str]()
+        free, hidden = _unused_characters(messages, special), dict[str, str]()
 
         def hide(text: str) -> str:
             return spelled.sub(lambda hit: hidden.get(hit[0]) or hidden.setdefault(hit[0], next(free)), text)
@@ -87,7 +87,8 @@ class ChatTemplate:
         return [bos] * (self._tokenizer.add_bos or begins > 0) + ids[begins:]
 
 
-def _unused_characters(messages: Sequence[Message]) -> Iterator[str]:
-    """Characters for private use that no message contains."""
-    present = {character for message in messages for character in message["role"] + message["content"]}
+def _unused_characters(messages: Sequence[Message], special: Iterable[str]) -> Iterator[str]:
+    """Characters for private use that neither a message nor a special token contains."""
+    texts = [*special, *(message["role"] + message["content"] for message in messages)]
+    present = {character for text in texts for character in text}
     return (chr(code) for area in PRIVATE for code in area if chr(code) not in present)

@@ -48,7 +48,8 @@ class ChatLlama(BaseChatModel):
         """Everything that an answer depends on, for LangChain's caches."""
         engine = self.engine
         known = {"model": engine.name, "weights": weights_hash(engine.model), "quant": engine.quant}
-        return {**known, "dtype": str(engine.dtype), "adapter": self.adapter, **dataclasses.asdict(self.sampling)}
+        which = None if self.adapter is None else f"{self.adapter} {engine.variant(self.adapter).stamp}"
+        return {**known, "dtype": str(engine.dtype), "adapter": which, **dataclasses.asdict(self.sampling)}
 
     def _params(self, stop: list[str] | None, given: dict[str, Any]) -> SamplingParams:
         """The model's sampling with what a call changes. Raises LlamaError for a keyword that means nothing here."""

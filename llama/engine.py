@@ -83,10 +83,10 @@ class Engine:
             stamp = self._adapters.stamp(adapter)
             known, found = self._loaded.get(adapter, (None, None))
             if found is None or known != stamp:
+                made = Variant(self._adapters.load(adapter, self.model), self.plain, stamp)
                 if found is not None:
                     self.scheduler.forget()  # prefixes of what it was before
-                found = Variant(self._adapters.load(adapter, self.model), self.plain)
-                self._loaded[adapter] = stamp, found
+                self._loaded[adapter] = stamp, (found := made)
             return found
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from llama.tokenizer import Tokenizer
 
-PROBED = 1024  # bytes of a tensor: other weights differ there, too
+PROBED = 1024  # bytes of a tensor: what was trained or rounded in another way differs there, too
 # Of a folder: what decides about results. Names are of the three formats that can be read.
 PARTS = ("*.safetensors", "*.pth", "config.json", "params.json", "tokenizer.json", "tokenizer.model")
 

@@ -38,8 +38,12 @@ class Adapters(Protocol):
 class Variant:
     """The model as requests with one adapter see it, or as those with none do."""
 
-    def __init__(self, serving: Serving, base: Variant | None = None) -> None:
-        """base: the bare model's; an adapter that leaves its weights alone runs through the same compiled step."""
+    def __init__(self, serving: Serving, base: Variant | None = None, stamp: Hashable = None) -> None:
+        """base: the bare model's; an adapter that leaves its weights alone runs through the same compiled step.
+
+        stamp: what `Adapters.stamp` said of it.
+        """
+        self.stamp = stamp
         self.model, self.adaptation, self._front = serving.model, serving.adaptation, serving.front
         self._fused: FusedStep | None = None
         self._beside: PackedLowRank | None = None

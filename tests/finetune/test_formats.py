@@ -15,7 +15,7 @@ from finetune.adapters import METHODS
 from finetune.adapters.base import Adapter
 from finetune.errors import FinetuneError
 from finetune.export import export
-from finetune.folder import Base, load_adapter, peft_folder, read_card, require_base, save_adapter
+from finetune.folder import FORMAT, Base, load_adapter, peft_folder, read_card, require_base, save_adapter
 from llama.checkpoint import load_transformer, open_checkpoint
 from llama.config import ModelConfig, llama3_divisors
 from llama.identity import model_hash, tokenizer_hash
@@ -188,6 +188,11 @@ def test_a_damaged_adapter_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a" / "paddock.json").write_text("{")
     with pytest.raises(FinetuneError, match="no adapter that can be read"):
         read_card(tmp_path / "a")
+    for harm in ({"method": 5}, {"method": ["lora"]}, {"options": [1]}, {"base": {"x": 1}}):
+        card = {"format": FORMAT, "method": "lora", "options": {}, "base": None, "peft": True, **harm}
+        (tmp_path / "a" / "paddock.json").write_text(json.dumps(card))
+        with pytest.raises(FinetuneError, match="no adapter that can be read"):
+            read_card(tmp_path / "a")
     with pytest.raises(FinetuneError, match="there is no adapter"):
         read_card(tmp_path / "none")
 

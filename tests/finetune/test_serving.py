@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 import time
 from collections.abc import Hashable
@@ -16,6 +18,7 @@ from finetune.errors import FinetuneError
 from finetune.folder import Base, load_adapter, save_adapter, serve_adapter
 from llama import packed_file
 from llama.adaptation import NONE
+from llama.chat_model import ChatLlama
 from llama.config import ModelConfig
 from llama.engine import Engine
 from llama.errors import LlamaError
@@ -264,6 +267,33 @@ def test_an_adapter_is_loaded_once_and_again_when_it_changed(shelf: Path, tmp_pa
     list(after)
     assert after.usage.cached_tokens == 0, "what the old one computed is not the new one's"
     assert engine._adapters.loads == ["mine", "mine"]  # type: ignore[union-attr]
+
+
+def test_a_replacement_that_cannot_be_used_harms_nobody_else(shelf: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "float32" / "mine"
+    shutil.copytree(shelf / "float32" / "lora", mine)
+    engine = engine_of("float32", tmp_path)
+    for name in (None, "mine"):
+        list(run(engine, name, IDS))
+    (tensors,) = mine.glob("*.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:-5])
+    os.utime(mine / "paddock.json")
+    with pytest.raises(FinetuneError, match="damaged"):
+        engine.next_logits(IDS, "mine")
+    after = run(engine, None, IDS)
+    list(after)
+    assert after.usage.cached_tokens > 0
+
+
+def test_caches_of_answers_know_which_adapter_it_was(shelf: Path, tmp_path: Path) -> None:
+    for name in ("lora", "dora"):
+        shutil.copytree(shelf / "float32" / name, tmp_path / "float32" / name)
+    chat = ChatLlama(engine=engine_of("float32", tmp_path), adapter="lora")
+    before = chat._identifying_params
+    assert before == chat._identifying_params
+    shutil.rmtree(tmp_path / "float32" / "lora")
+    shutil.move(tmp_path / "float32" / "dora", tmp_path / "float32" / "lora")
+    assert chat._identifying_params != before, "another one of the same name"
 
 
 def test_virtual_tokens_count_in_the_context(shelf: Path) -> None:

@@ -99,7 +99,14 @@ def test_a_conversation_as_meta_encodes_it(spm_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("names", "typed"),
-    [(["~"], "~"), (["<s>", "<<s>>"], "<<s>>"), (["~~"], "~~~"), (["[[B]"], "[[B]"), (["<a>", "a>b"], "<a>b<a>")],
+    [
+        (["~"], "~"),
+        (["\ue000", "<|x|>"], "<|x|>"),
+        (["<s>", "<<s>>"], "<<s>>"),
+        (["~~"], "~~~"),
+        (["[[B]"], "[[B]"),
+        (["<a>", "a>b"], "<a>b<a>"),
+    ],
 )
 def test_what_is_typed_stays_text_whatever_the_special_tokens_look_like(names: list[str], typed: str) -> None:
     letters = sorted({*string.printable, "\ue000"})
