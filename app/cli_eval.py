@@ -124,9 +124,9 @@ def eval_calibrate(
 ) -> None:
     """Learn when a question is refused, for the embedder in use: P(answerable) from what retrieval finds.
 
-    Every set is asked its own documents, once with and once without the question's article, and those of the other sets
-    in its language; in FILE, questions may be marked as not answerable. The parameters are kept in the state folder
-    under calibration/ and used from then on wherever questions are asked with this embedder.
+    Every set is asked its own documents, all of them, without the question's article and by single articles, and those
+    of the other sets in its language; in FILE, questions may be marked as not answerable. The parameters are kept in
+    the state folder under calibration/ and used from then on wherever questions are asked with this embedder.
     """
     from app.evaluate.run import Inputs, run_calibrate
 

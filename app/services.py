@@ -285,6 +285,7 @@ class Services:
         with ThreadPoolExecutor(2) as pool:
             embedded = pool.submit(self.embedder.embed_query, "warm up")
             self.warm_model()
-            self.engine.next_logits([0], self.adapter())
+            if (adapter := self.adapter()) is not None:
+                self.engine.next_logits([0], adapter)
             self._client  # noqa: B018
             embedded.result()

@@ -215,10 +215,6 @@ class Engine:
         """Memory of one token's keys and values in all layers, without an adapter."""
         return self.plain.bytes_per_token
 
-    def new_cache(self, rows: int, capacity: int, variant: Variant | None = None) -> KVCache:
-        """An empty cache for `rows` sequences of at most `capacity` tokens."""
-        return (variant or self.plain).new_cache(rows, capacity)
-
     @torch.inference_mode()
     def forward(
         self,

@@ -99,6 +99,7 @@ class Terms:
     known: float
     # idf of every term, those it does not know as well, in the index and ordinary text together
     weights: Mapping[str, float] = field(default_factory=dict)
+    ordinary: float = 1.0  # how much of what the weights rest on is ordinary text, in (0, 1]
 
     def held(self, text: str) -> float:
         """Share of the query's weight (idf, see `background`) whose terms stand in a text, in [0, 1]."""
@@ -109,7 +110,7 @@ class Terms:
 def unindexed(text: str, total: int) -> Terms:
     """A query's terms where there is no index to know them: weighed as if none of `total` chunks had them."""
     weights = {term: background.idf(term, 0, total) for term in analyze.terms(text)}
-    return Terms((), (1 + K1) * sum(weights.values()), 0.0, weights)
+    return Terms((), 0.0, 0.0, weights, background.share(total))
 
 
 class KeywordIndex:
@@ -237,7 +238,8 @@ class KeywordIndex:
         names = tuple(sorted(known, key=lambda term: -known[term])[:MOST_TERMS])
         kept = sum(known[name] for name in names)
         whole = kept + absent
-        return Terms(names, (1 + K1) * whole, kept / whole if whole else 0.0, weights)
+        ordinary = background.share(total)
+        return Terms(names, (1 + K1) * whole, kept / whole if whole else 0.0, weights, ordinary)
 
     def search(self, terms: Terms, k: int, doc_ids: Sequence[str] | None = None) -> list[Hit]:
         """The k chunks of the highest BM25 score, best first; none has score 0. With `doc_ids`, of these documents."""

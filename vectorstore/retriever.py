@@ -12,7 +12,6 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field
 
-from vectorstore import background
 from vectorstore.fusion import Candidates, Fusion, default_fusion
 from vectorstore.keyword import Hit, KeywordIndex, Terms, unindexed
 from vectorstore.rerank import Reranker
@@ -56,6 +55,7 @@ class Found:
     store: ChromaStore
     names: list[str]
     judged: Candidates
+    terms: Terms  # of the question
 
     def take(self, places: Sequence[int], **scores: Sequence[float]) -> list[Document]:
         """The passages at these places, in this order, with further scores of each; what is gone is left out."""
@@ -64,6 +64,7 @@ class Found:
             _passage(
                 texts[self.names[i]],
                 score=self.judged.cosines[i],
+                cosine=self.judged.cosines[i],
                 keyword_score=self.judged.shares[i],
                 **{name: values[n] for name, values in scores.items()},
             )
@@ -141,7 +142,8 @@ class Retriever(BaseRetriever):
             _passage(each, score=found[str(each.id)], cosine=found[str(each.id)], relevance=found[str(each.id)])
             for each in self.store.get_by_ids(list(found))
         ]
-        return self._held(passages, self._terms(query))
+        terms = unindexed(query, self.store.count()) if self.keyword is None else self.keyword.analyse(query)
+        return _held(passages, terms)
 
     def _words(self, query: str, index: KeywordIndex, view: View) -> list[Document]:
         terms = index.analyse(query)
@@ -151,7 +153,7 @@ class Retriever(BaseRetriever):
             for each in self.store.get_by_ids(list(found))
             for share in [found[str(each.id)]]
         ]
-        return self._held(passages, terms)
+        return _held(passages, terms)
 
     def _both(self, query: str, index: KeywordIndex, view: View) -> list[Document]:
         found = self.candidates(query, index, view)
@@ -162,18 +164,7 @@ class Retriever(BaseRetriever):
         ):
             return []
         ranked = self.fusion.ranked(found.judged)[: self._needed]
-        terms = index.analyse(query)
-        cosines = [found.judged.cosines[i] for i, _ in ranked]
-        taken = found.take([i for i, _ in ranked], cosine=cosines, relevance=[relevance for _, relevance in ranked])
-        return self._held(taken, terms)
-
-    def _terms(self, query: str) -> Terms:
-        """The question's terms; without an index, by what ordinary text tells of them."""
-        return self.keyword.analyse(query) if self.keyword is not None else unindexed(query, self.store.count())
-
-    def _held(self, passages: list[Document], terms: Terms) -> list[Document]:
-        ordinary = background.share(self.store.count() if self.keyword is None else self.keyword.count())
-        return [_passage(each, held=terms.held(_read(each)), ordinary=ordinary) for each in passages]
+        return _held(found.take([i for i, _ in ranked], relevance=[relevance for _, relevance in ranked]), found.terms)
 
     def candidates(self, query: str, index: KeywordIndex, view: View = View()) -> Found:
         """What either side finds, judged by both, in no order that matters."""
@@ -190,7 +181,7 @@ class Retriever(BaseRetriever):
             known=terms.known,
             covered=self.coverage(query),
         )
-        return Found(self.store, names, judged)
+        return Found(self.store, names, judged, terms)
 
     # -- whole documents only --------------------------------------------------------------------------------------
 
@@ -245,6 +236,11 @@ def _first(
         if enough or asked >= most:
             return kept[:n], enough
         asked *= 4
+
+
+def _held(passages: list[Document], terms: Terms) -> list[Document]:
+    """Passages with what confidence is told from."""
+    return [_passage(each, held=terms.held(_read(each)), ordinary=terms.ordinary) for each in passages]
 
 
 def _read(passage: Document) -> str:

@@ -114,6 +114,18 @@ def test_where_nothing_is_known() -> None:
     assert nothing.digest is None
 
 
+def test_a_digest_tells_everything_that_is_judged_by() -> None:
+    plain = Calibration({"embedder": "a"}, {"constant": 1.0}, 0.5)
+    others = [
+        Calibration({"embedder": "b"}, {"constant": 1.0}, 0.5),
+        Calibration({"embedder": "a"}, {"constant": 2.0}, 0.5),
+        Calibration({"embedder": "a"}, {"constant": 1.0}, 0.4),
+    ]
+    assert len({each.digest for each in [plain, *others]}) == 4
+    assert Confidence(plain, len).digest == Confidence(plain, len).digest
+    assert Confidence(plain, len).digest != Confidence(plain, len, threshold=0.1).digest
+
+
 def test_what_was_found_by_words_alone_is_judged_by_words() -> None:
     found = chunk("text", score=0.9, keyword_score=0.9, relevance=0.9, held=0.7, ordinary=0.2)
     evidence = evidence_of("q", [found], lambda text: 1.0)

@@ -225,7 +225,7 @@ def test_a_row_depends_on_no_other_row(fast: Engine) -> None:
     def logits(chosen: Sequence[int], new: Sequence[list[int]]) -> list[torch.Tensor]:
         caches = []
         for i in chosen:
-            caches.append(fast.new_cache(1, 400))
+            caches.append(fast.plain.new_cache(1, 400))
             fast.forward([prompts[i]], [caches[-1]])
         return fast.forward(new, caches, [len(each) for each in new])
 
@@ -240,7 +240,7 @@ def test_a_token_is_the_same_read_or_generated(fast: Engine) -> None:
     ids = fast.tokenizer.encode(TEXT)[:330]
     found = []
     for sizes in ([330], [1, 63, 65, 201], [300, *[1] * 30]):
-        cache, ends = fast.new_cache(1, 340), []
+        cache, ends = fast.plain.new_cache(1, 340), []
         for size in sizes:
             start = cache.lengths[0]
             ends += fast.forward([ids[start : start + size]], [cache], [size])

@@ -284,7 +284,7 @@ def test_log_probabilities(own: Engine) -> None:
     prompt = ask(own, "What is the capital of France?")
     request = said(own, prompt, SamplingParams(max_tokens=8, logprobs=True))
     assert len(request.logprobs) == len(request.tokens) > 0
-    cache = own.new_cache(1, len(prompt) + 8)
+    cache = own.plain.new_cache(1, len(prompt) + 8)
     rows = own.forward([[*prompt, *request.tokens[:-1]]], [cache], [len(request.tokens)])[0]
     wanted = torch.log_softmax(rows.float(), -1)[torch.arange(len(rows)), torch.tensor(request.tokens)]
     assert torch.allclose(torch.tensor(request.logprobs), wanted, atol=1e-3)

@@ -71,6 +71,13 @@ def test_scores_are_shares_and_agree_with_the_search(index: KeywordIndex) -> Non
     )
 
 
+def test_of_a_long_question_the_rarest_terms_are_taken(index: KeywordIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyword, "MOST_TERMS", 2)
+    taken = index.analyse("the vet comes to the gate and the hay")
+    assert len(taken.names) == 2
+    assert "the" not in taken.names, "it stands in most chunks"
+
+
 def test_what_is_known_of_a_question(index: KeywordIndex) -> None:
     assert index.analyse("hay").known == 1.0
     assert index.analyse("zebra").known == 0.0
