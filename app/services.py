@@ -115,6 +115,7 @@ class Services:
 
         Raises AppError for an unknown knowledge base, and where no document matches the filter.
         """
+        from vectorstore import fusion
         from vectorstore.retriever import Retriever
 
         if not self.ingestor.knows(kb):
@@ -134,6 +135,7 @@ class Services:
             visible=lambda doc_ids, version: manifest.known_docs(kb, doc_ids, version, filter),
             version=manifest.version,
             coverage=self.embedder.coverage,
+            fusion=fusion.learned(self.embedder.identity),
             scope=partial(self._scope, kb, filter) if filter else None,
             reranker=self.reranker,
             diversity=self.settings.diversity,

@@ -5,11 +5,12 @@
 Sets are files in SQuAD's form; each is ingested into a throw-away knowledge base of its own, kept in the cache. For
 every question, all candidates of both sides are judged by both; the parameters make the passages of the right paragraph
 likely under a softmax over the candidates' relevance (ListNet's top-one loss; Cao et al., "Learning to Rank", 2007),
-every set counting the same. Every set is learned from twice: as it is, and with an embedder that knows nothing, whose
-cosines are chance although its vocabulary has every word; so the weight is learned from how the sides agree, and holds
-with other embedders. The table has paragraph recall@1 and @5 in per cent of each side, of fusion by reciprocal ranks
-(k = 60), of ours, and of ours with the embedder that knows nothing: of each set with parameters learned on the others,
-of those behind --test with all.
+every set counting the same. Two vectors of parameters are learned: those of the embedder in use from every set as it
+is, and those of any embedder from every set twice, as it is and with an embedder that knows nothing, whose cosines are
+chance although its vocabulary has every word; so the weight follows how the sides agree. The table has paragraph
+recall@1 and @5 in per cent of each side, of fusion by reciprocal ranks (k = 60), of ours for this embedder ("own"), of
+ours for any, and of that with the embedder that knows nothing ("blind"): of each set with parameters learned on the
+others, of those behind --test with all.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from vectorstore.fusion import DATA, FEATURES, Array, Candidates, Fusion
 
 RIDGE = 1e-3
 RRF = 60
+WAYS = ("meaning", "words", "ranks", "own", "any", "blind")
 
 
 @dataclass
@@ -162,20 +164,29 @@ def main() -> None:
     services = Services(load_settings())
     asked = {path: ask(path, services, args.limit) for path in [*args.sets, *args.test]}
     blinded = {path: blind(rows) for path, rows in asked.items()}
-    batches = {path: [batch(asked[path]), batch(blinded[path])] for path in args.sets}
-    learned = fit([each for both in batches.values() for each in both])
-    print(f"{'set':<18}{'questions':>9}{'meaning':>15}{'words':>15}{'ranks':>15}{'ours':>15}{'blind':>15}")
+    known = {path: batch(asked[path]) for path in args.sets}
+    unknown = {path: batch(blinded[path]) for path in args.sets}
+
+    def learn(paths: Sequence[Path]) -> tuple[Fusion, Fusion]:
+        """For this embedder, and for any."""
+        own = [known[path] for path in paths]
+        return fit(own), fit([*own, *(unknown[path] for path in paths)])
+
+    own, anyone = learn(args.sets)
+    print(f"{'set':<18}{'questions':>9}" + "".join(f"{name:>15}" for name in WAYS))
     for path, rows in asked.items():
-        others = [each for other, both in batches.items() if other != path for each in both]
-        fusion = fit(others) if path in batches and others else learned
-        figures = [recall(rows, way) for way in (by_meaning, by_words, by_ranks, by(fusion))]
-        figures.append(recall(blinded[path], by(fusion)))
+        others = [other for other in args.sets if other != path]
+        of_this, of_any = learn(others) if path in known and others else (own, anyone)
+        figures = [recall(rows, way) for way in (by_meaning, by_words, by_ranks, by(of_this), by(of_any))]
+        figures.append(recall(blinded[path], by(of_any)))
         print(f"{path.stem:<18}{len(rows):>9}" + "".join(f"{one:>9.2f}{five:>6.1f}" for one, five in figures))
-    parameters = dict(zip(FEATURES, learned.parameters, strict=True))
-    print(json.dumps(parameters))
+    sets = [path.stem for path in args.sets]
+    made = [
+        {"embedder": embedder, "parameters": dict(zip(FEATURES, fusion.parameters, strict=True)), "sets": sets}
+        for embedder, fusion in ((services.embedder.identity, own), (None, anyone))
+    ]
+    print(json.dumps(made))
     if args.write:
-        sets = [path.stem for path in args.sets]
-        made = {"parameters": parameters, "sets": sets, "embedder": services.embedder.identity}
         DATA.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 

@@ -5,7 +5,8 @@ among the candidates (convex combination; Bruch, Gai and Ingber, "An Analysis of
 ACM TOIS 2023). Here w is not a constant but a logistic function of what can be seen of the question: how much of it the
 embedder can read, how much of its weight the index has words for, and whether meaning agrees with words: how the two
 correlate over what was found by words. (Over all candidates they correlate less than they should: what has neither is
-not among them.) The parameters lie in fusion.json; scripts/fit_fusion.py learns and tests them.
+not among them.) The parameters lie in fusion.json, for the default embedder those learned with it and for every other
+those that hold even where its cosines are chance; scripts/fit_fusion.py learns and tests them.
 """
 
 from __future__ import annotations
@@ -75,8 +76,9 @@ class Fusion:
         return [(int(i), float(relevance[i])) for i in np.argsort(-relevance, kind="stable")]
 
 
-@lru_cache(maxsize=1)
-def default_fusion() -> Fusion:
-    """The parameters that were learned."""
-    found = json.loads(DATA.read_text(encoding="utf-8"))["parameters"]
-    return Fusion(tuple(float(found[name]) for name in FEATURES))
+@lru_cache(maxsize=8)
+def learned(embedder: str | None = None) -> Fusion:
+    """The parameters learned with the embedder of this identity; where there are none, those for every embedder."""
+    found = {each["embedder"]: each["parameters"] for each in json.loads(DATA.read_text(encoding="utf-8"))}
+    parameters = found.get(embedder, found[None])
+    return Fusion(tuple(float(parameters[name]) for name in FEATURES))

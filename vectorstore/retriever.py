@@ -12,7 +12,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field
 
-from vectorstore.fusion import Candidates, Fusion, default_fusion
+from vectorstore.fusion import Candidates, Fusion, learned
 from vectorstore.keyword import Hit, KeywordIndex, Terms, unindexed
 from vectorstore.rerank import Reranker
 from vectorstore.rows import doc_of
@@ -103,7 +103,7 @@ class Retriever(BaseRetriever):
     )
     version: Callable[[], int] = Field(lambda: 0, description="grows whenever a document becomes whole")
     coverage: Callable[[str], float] = Field(fully, description="share of a text that the embedder's vocabulary knows")
-    fusion: Fusion = Field(default_factory=default_fusion)
+    fusion: Fusion = Field(default_factory=learned, description="what each side is worth")
     scope: Callable[[], Scope] | None = Field(None, description="of a filter, which `visible` then knows as well")
     reranker: Reranker | None = Field(None, description="puts the first passages into another order")
     diversity: float = Field(0.0, ge=0.0, le=1.0, description="of maximal marginal relevance; 0 leaves the order")

@@ -9,6 +9,7 @@ import pytest
 from app.config import Settings
 from app.services import Services
 from llama import packed_file
+from vectorstore import fusion
 from vectorstore.errors import StoreError
 
 
@@ -44,6 +45,18 @@ def test_sections_come_from_the_store(tmp_path: Path, embedder_path: Path) -> No
     assert places == list(range(places[0], places[0] + len(places)))
     assert 3 < len(places) <= 17
     assert {each.metadata["headings"] for each in section} == {"Huts"}
+
+
+def test_sides_are_weighed_as_learned_with_the_embedder(
+    tmp_path: Path, embedder_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "inbox" / "a.md").write_text("Llamas eat hay.")
+    services = Services(Settings(home=tmp_path, embedder=str(embedder_path)))
+    services.ingestor.sync("default")
+    own = fusion.Fusion((0.1, 0.2, 0.3, 0.4))
+    monkeypatch.setattr(fusion, "learned", {services.embedder.identity: own}.__getitem__)
+    assert services.retriever("default", 4).fusion == own  # type: ignore[union-attr]
 
 
 def test_settings_reach_the_retriever_and_the_prompt(tmp_path: Path, embedder_path: Path, gguf_path: Path) -> None:

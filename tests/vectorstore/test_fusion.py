@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vectorstore.fusion import FEATURES, Candidates, Fusion, default_fusion
+from vectorstore.fusion import FEATURES, Candidates, Fusion, learned
 
 
 def judged(cosines: list[float], shares: list[float], known: float = 1.0, covered: float = 1.0) -> Candidates:
@@ -15,7 +15,7 @@ def judged(cosines: list[float], shares: list[float], known: float = 1.0, covere
 
 
 def order(candidates: Candidates, fusion: Fusion | None = None) -> list[int]:
-    return [place for place, _ in (fusion or default_fusion()).ranked(candidates)]
+    return [place for place, _ in (fusion or learned()).ranked(candidates)]
 
 
 ONLY_MEANING, ONLY_WORDS = Fusion((50.0, 0.0, 0.0, 0.0)), Fusion((-50.0, 0.0, 0.0, 0.0))
@@ -29,7 +29,7 @@ def test_the_ends_are_the_sides_themselves() -> None:
 
 def test_each_feature_moves_the_weight_as_it_should() -> None:
     """Less is left to meaning where the embedder cannot read, and where both sides disagree."""
-    fusion = default_fusion()
+    fusion = learned()
     agreeing, against = judged([0.9, 0.5, 0.1], [0.3, 0.2, 0.1]), judged([0.9, 0.5, 0.1], [0.1, 0.2, 0.3])
     assert fusion.weight(agreeing) > fusion.weight(against)
     readable = judged([0.9, 0.5, 0.1], [0.1, 0.2, 0.3], covered=1.0)
@@ -49,7 +49,7 @@ def test_an_embedder_that_knows_nothing_is_trusted_less() -> None:
     shares = list(np.linspace(0.5, 0.01, 50))
     good = [0.3 + 0.5 * share + 0.03 * random.standard_normal() for share in shares]
     chance = list(0.8 + 0.02 * random.standard_normal(50))
-    assert default_fusion().weight(judged(good, shares)) > default_fusion().weight(judged(chance, shares)) + 0.2
+    assert learned().weight(judged(good, shares)) > learned().weight(judged(chance, shares)) + 0.2
 
 
 def test_one_side_alone() -> None:
@@ -62,7 +62,7 @@ def test_one_side_alone() -> None:
 @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(0, 1)), max_size=20), st.floats(0, 1), st.floats(0, 1))
 def test_never_fails_and_gives_each_once(pairs: list[tuple[float, float]], known: float, covered: float) -> None:
     candidates = judged([near for near, _ in pairs], [words for _, words in pairs], known, covered)
-    ranked = default_fusion().ranked(candidates)
+    ranked = learned().ranked(candidates)
     assert sorted(place for place, _ in ranked) == list(range(len(pairs)))
     relevance = [each for _, each in ranked]
     assert relevance == sorted(relevance, reverse=True)
@@ -80,10 +80,19 @@ def test_the_scale_of_an_embedder_does_not_matter() -> None:
     """Some models have all their cosines between 0.7 and 0.9."""
     shares = [0.3, 0.0, 0.2, 0.1]
     wide, narrow = [0.1, 0.9, 0.5, 0.2], [0.71, 0.79, 0.75, 0.72]
-    fusion = default_fusion()
+    fusion = learned()
     assert fusion.weight(judged(wide, shares)) == pytest.approx(fusion.weight(judged(narrow, shares)))
     assert order(judged(wide, shares)) == order(judged(narrow, shares))
 
 
-def test_parameters_are_complete() -> None:
-    assert len(default_fusion().parameters) == len(FEATURES)
+OURS = "all-MiniLM-L6-v2@0b40d68aaba8"
+
+
+@pytest.mark.parametrize("embedder", [OURS, None])
+def test_parameters_are_complete(embedder: str | None) -> None:
+    assert len(learned(embedder).parameters) == len(FEATURES)
+
+
+def test_an_embedder_that_was_learned_with_has_its_own_parameters() -> None:
+    assert learned(OURS) != learned()
+    assert learned("another@1") == learned()
