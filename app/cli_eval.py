@@ -107,6 +107,13 @@ def eval_answers(
 @click.argument("file", required=False, type=PATH)
 @click.option("--docs", type=PATH, metavar="DIR", help="The documents that the questions of FILE are about.")
 @click.option("--squad", multiple=True, type=PATH, metavar="FILE", help="A set in SQuAD's form; several times.")
+@click.option(
+    "--similar",
+    multiple=True,
+    type=PATH,
+    metavar="FILE",
+    help="As --squad, of articles so much alike that one may answer the questions of another.",
+)
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only N questions of each set, drawn by --seed.")
 @click.option("-o", "--out", type=PATH, metavar="FILE", help="Write the parameters there, with those for any embedder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -116,6 +123,7 @@ def eval_calibrate(
     file: Path | None,
     docs: Path | None,
     squad: tuple[Path, ...],
+    similar: tuple[Path, ...],
     limit: int | None,
     out: Path | None,
     as_json: bool,
@@ -133,10 +141,11 @@ def eval_calibrate(
     if docs is not None and file is None:
         raise click.UsageError("--docs goes with a FILE of questions")
     inputs = [Inputs(squad=(path,), limit=limit) for path in squad]
+    inputs += [Inputs(squad=(path,), limit=limit, similar=True) for path in similar]
     if file is not None:
         inputs.append(Inputs(file=file, docs=docs, limit=limit))
     if not inputs:
-        raise click.UsageError("give questions: --squad FILE, or a FILE with --docs DIR")
+        raise click.UsageError("give questions: --squad FILE, --similar FILE, or a FILE with --docs DIR")
     _give(run_calibrate(inputs, services(**overrides), out, report), as_json, report)
 
 

@@ -22,15 +22,16 @@ from app.errors import AppError
 SHIPPED = Path(__file__).with_name("calibration.json")
 CONSTANT = "constant"
 # Of the passage that retrieval ranks first: the logarithm of the share of the question's idf whose terms stand in it;
-# its cosine, times what the embedder can read of the question, and that share itself.
-HELD, MEANING, COVERED = "held", "meaning", "covered"
+# its cosine, times what the embedder can read of the question; that share itself; and HELD times that share, as a
+# question whose meaning is known needs its words less.
+HELD, MEANING, COVERED, HELD_COVERED = "held", "meaning", "covered", "held_covered"
 SMALL = "small"  # how small the knowledge base is: in a large one, something always comes near
-FEATURES = (CONSTANT, HELD, SMALL, MEANING, COVERED)
 # Parameters of no embedder: they hold for every one.
 OF_WORDS = (CONSTANT, HELD, SMALL)
+FEATURES = (*OF_WORDS, MEANING, COVERED, HELD_COVERED)
 COMMON = 0.1  # share of ordinary passages that hold a word; those above say nothing alone
 NONE = 0.05  # added to the share, so that its logarithm exists
-VERSION = 2  # a higher number when the features change: parameters of others mean nothing
+VERSION = 3  # a higher number when the features change: parameters of others mean nothing
 
 Evidence = Mapping[str, float]
 Identity = Mapping[str, Any]
@@ -71,12 +72,14 @@ def evidence_of(question: str, passages: Sequence[Document], coverage: Callable[
     best = max(scored, key=lambda data: float(data["relevance"]))
     # What was found by words alone is judged like a question that the embedder cannot read.
     covered = coverage(question) if "cosine" in best else 0.0
+    held = math.log(float(best["held"]) + NONE)
     return {
         CONSTANT: 1.0,
-        HELD: math.log(float(best["held"]) + NONE),
+        HELD: held,
         SMALL: float(best["ordinary"]),
         MEANING: covered * float(best.get("cosine", 0.0)),
         COVERED: covered,
+        HELD_COVERED: covered * held,
     }
 
 

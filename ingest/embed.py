@@ -50,8 +50,10 @@ class Embedder(Embeddings):
         self._lock = threading.Lock()
         self._model: BertEncoder | SentenceTransformer | None = None
         self._require(folder / "modules.json")
-        self._inner = folder / self._first_module()
-        for name in ("config.json", "tokenizer.json"):
+        inner, kind = self._first_module()
+        self._inner = folder / inner
+        # A table of static embeddings has no network to configure.
+        for name in ("tokenizer.json",) if kind.endswith("StaticEmbedding") else ("config.json", "tokenizer.json"):
             self._require(self._inner / name)
         if not any(path.stat().st_size for pattern in PARTS[:2] for path in self._inner.glob(pattern)):
             raise self._incomplete("its weights are missing")
@@ -61,10 +63,11 @@ class Embedder(Embeddings):
             asked.passage if passage_prefix is None else passage_prefix,
         )
 
-    def _first_module(self) -> str:
-        """Where the network and the tokenizer lie in the folder; older ones have them in a folder of their own."""
+    def _first_module(self) -> tuple[str, str]:
+        """Where network and tokenizer lie in the folder (older ones have them in one of their own), and their class."""
         try:
-            return str(json.loads((self.folder / "modules.json").read_text("utf-8"))[0]["path"])
+            first = json.loads((self.folder / "modules.json").read_text("utf-8"))[0]
+            return str(first["path"]), str(first["type"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise self._incomplete("modules.json is damaged") from error
 

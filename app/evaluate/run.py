@@ -30,13 +30,17 @@ FAULTS_SHOWN = 20
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where questions and documents come from: one of `file`, `squad` and `beir`; `docs` goes with `file`."""
+    """Where questions and documents come from: one of `file`, `squad` and `beir`; `docs` goes with `file`.
+
+    `similar`: its articles are so much alike that one may answer the questions of another.
+    """
 
     file: Path | None = None
     squad: tuple[Path, ...] = ()
     beir: Path | None = None
     docs: Path | None = None
     limit: int | None = None
+    similar: bool = False
 
     def __post_init__(self) -> None:
         """Raises Misuse when it is not one set of questions."""
@@ -197,12 +201,12 @@ def run_calibrate(inputs: Sequence[Inputs], services: Services, out: Path | None
         with ingest_bar() as progress:
             kb = asked_to.services.settings.kb
             alone = corpus.each_alone(asked_to, kb, calibrate.chosen(dataset), settings, progress)
-        sets.append((dataset, asked_to, alone))
+        sets.append(calibrate.Set(dataset, asked_to, alone, each.similar))
         tell_faults(dataset.faults)
     started = time.perf_counter()
-    with bar(sum(len(dataset.questions) for dataset, _, _ in sets), "question") as advance:
+    with bar(sum(len(each.dataset.questions) for each in sets), "question") as advance:
         asked = list(calibrate.ask(sets, advance))
-    names = [dataset.name for dataset, _, _ in sets]
+    names = [each.dataset.name for each in sets]
     made, confidence = calibrate.calibrate(asked, services, names)
     place = confidence_of.path_of(services.calibration, made[0].holds_for) if out is None else out
     confidence_of.write(place, made[:1] if out is None else made)

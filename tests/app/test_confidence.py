@@ -130,10 +130,11 @@ def test_what_was_found_by_words_alone_is_judged_by_words() -> None:
     found = chunk("text", score=0.9, keyword_score=0.9, relevance=0.9, held=0.7, ordinary=0.2)
     evidence = evidence_of("q", [found], lambda text: 1.0)
     assert evidence is not None
-    assert (evidence["meaning"], evidence["covered"]) == (0.0, 0.0)
+    assert (evidence["meaning"], evidence["covered"], evidence["held_covered"]) == (0.0, 0.0, 0.0)
 
 
 def test_what_the_embedder_cannot_read_counts_less() -> None:
     evidence = evidence_of("q", [passage(0.5, 0.8)], lambda text: 0.25)  # type: ignore[list-item]
     assert evidence is not None
     assert (evidence["meaning"], evidence["covered"]) == (0.2, 0.25)
+    assert evidence["held_covered"] == 0.25 * evidence["held"]

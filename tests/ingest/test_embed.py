@@ -46,6 +46,25 @@ def test_vectors_are_those_of_the_library(real: Embedder, embedder_folder: Path)
     assert real.embed_documents([]) == []
 
 
+def test_a_table_of_static_embeddings_is_an_embedder(embedder_folder: Path, tmp_path: Path) -> None:
+    """Such a folder has no network, and no config.json of one."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(embedder_folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    table = np.random.default_rng(0).standard_normal((tokenizer.get_vocab_size(), 16)).astype(np.float32)
+    expected = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=table), Normalize()])
+    expected.save(str(tmp_path / "static"))
+    made = Embedder(tmp_path / "static")
+    texts = ["Llamas eat hay.", "Prices of 2024"]
+    np.testing.assert_allclose(made.embed_documents(texts), expected.encode(texts), atol=1e-5)
+    assert made.coverage("羊驼吃 hay") < 1
+    assert made.identity.startswith("static@")
+
+
 def rewrite(folder: Path, name: str, **changes: object) -> None:
     """Changes keys of a JSON file; the file may be a link to the original, so it is replaced."""
     settings = json.loads((folder / name).read_text())

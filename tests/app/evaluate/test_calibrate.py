@@ -14,7 +14,7 @@ from app.evaluate import calibrate
 from app.evaluate.calibrate import Asked
 from app.evaluate.questions import Gold
 
-TRUE = {"constant": 1.0, "held": 2.0, "small": 0.5, "meaning": 3.0, "covered": -1.0}
+TRUE = {"constant": 1.0, "held": 2.0, "small": 0.5, "meaning": 3.0, "covered": -1.0, "held_covered": -0.5}
 
 
 def drawn(n: int, seed: int = 0) -> list[Asked]:

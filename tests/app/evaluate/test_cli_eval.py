@@ -104,6 +104,8 @@ def test_calibrate(home: Path, squad: Path, tmp_path: Path) -> None:
     (kept,) = (home / "calibration").iterdir()
     assert json.loads(kept.read_text())[0]["threshold"] == results["threshold"]
     kept.unlink()
+    alike = paddock(home, "eval", "calibrate", "--similar", squad, "-o", out, code=1)
+    assert "with and without answers" in alike.stderr, "none is unanswerable for the lack of its article"
     assert "--docs goes with" in paddock(home, "eval", "calibrate", "--docs", tmp_path, code=2).stderr
 
 
