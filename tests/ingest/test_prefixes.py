@@ -48,7 +48,8 @@ def write_folder(folder: Path, kind: str = "bert", **pooling: Any) -> Path:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     of = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
-          "vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 66, "pad_token_id": 0}  # fmt: skip
+          "vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 66, "pad_token_id": 0,
+          "initializer_range": 0.3}  # fmt: skip
     model = BertModel(BertConfig(**of)) if kind == "bert" else XLMRobertaModel(XLMRobertaConfig(**of))
     plain = folder.with_name(folder.name + "-plain")
     model.save_pretrained(plain)
