@@ -247,4 +247,5 @@ def test_costs_of_an_index(services: Services) -> None:
     assert found["vectors"] == sum(path.stat().st_size for path in graphs)
     text = paddock(home, "kb", "status", "farm").stdout
     assert "languages: en, zh\nindex: 3 chunks, vectors" in text
+    assert f"keyword index {found['keyword'] / 1000:.1f} KB" in text, "small as it is, it is not nothing"
     assert "there is no knowledge base" in complaint(paddock(home, "kb", "status", "x", "--index"))
