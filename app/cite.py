@@ -164,11 +164,10 @@ def _by_words(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | No
     wanted = words(sentence)
     if not wanted:
         return None
-    numbers = {word for word in wanted if word[0].isdigit()}
     best: tuple[float, int, str] | None = None
     for index, chunk in enumerate(chunks):
         text = chunk.page_content
-        if not numbers <= words(f"{text}\n{chunk.metadata.get('headings', '')}\n{chunk.metadata['source']}"):
+        if not _has_numbers(chunk, wanted):
             continue
         pieces = spans(text)
         held = [wanted & words(text[start:end]) for start, end in pieces]
@@ -182,6 +181,12 @@ def _by_words(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | No
             if share >= ENOUGH and (best is None or share > best[0]):
                 best = (share, index, text[start:end])
     return None if best is None else (best[1], _without_idle_lines(best[2], wanted))
+
+
+def _has_numbers(chunk: Document, wanted: set[str]) -> bool:
+    """Whether the numbers among these words stand in a chunk, its headings or its file's name."""
+    known = words(f"{chunk.page_content}\n{chunk.metadata.get('headings', '')}\n{chunk.metadata['source']}")
+    return {word for word in wanted if word[0].isdigit()} <= known
 
 
 def _without_idle_lines(quote: str, wanted: set[str]) -> str:
@@ -241,8 +246,12 @@ def _support(
         return "exact", found
     if (found := _by_words(sentence, chunks)) is not None:
         return "words", found
-    if likely is not None and chunks and words(sentence) and (index := likely(sentence, chunks)) is not None:
-        return "likelihood", (index, _nearest(sentence, chunks[index].page_content))
+    wanted = words(sentence)
+    # Where no chunk has the sentence's numbers, the model need not be asked.
+    if likely is not None and wanted and any(_has_numbers(chunk, wanted) for chunk in chunks):
+        index = likely(sentence, chunks)
+        if index is not None and _has_numbers(chunks[index], wanted):
+            return "likelihood", (index, _nearest(sentence, chunks[index].page_content))
     return None, None
 
 
