@@ -303,7 +303,7 @@ class _Found:
         likely: Likely | None = None,
     ) -> Answer:
         read = [part for passage in passages for part in parts_of(passage)]
-        cited = cite(text, () if refused else read, likely)
+        cited = cite(text, () if refused else read, likely, self.asked)
         return Answer(
             question=self.question,
             answer=text,

@@ -10,6 +10,8 @@ from typing import Literal
 
 from langchain_core.documents import Document
 
+from app.echo import echoes
+
 # A sentence ends at Chinese end marks, and at Latin ones before white space.
 END = re.compile(r"[。！？；]+|[.!?]+[\"'”’)\]]*(?=\s)")
 NUMBERED = re.compile(r"\s*\d+\.")  # the number of a list item ends nothing
@@ -205,10 +207,11 @@ def _without_idle_lines(quote: str, wanted: set[str]) -> str:
     return "".join(lines).strip()
 
 
-def cite(answer: str, chunks: Sequence[Document], likely: Likely | None = None) -> Cited:
+def cite(answer: str, chunks: Sequence[Document], likely: Likely | None = None, question: str = "") -> Cited:
     """Finds the support of every sentence of `answer` among the chunks that the model read.
 
-    First to the letter, then by its words, and what neither finds by `likely`, if given.
+    First to the letter, then by its words, and what neither finds by `likely`, if given. What only repeats the question
+    says nothing that could be supported.
     """
     citations: list[Citation] = []
     pieces: list[tuple[str, tuple[int, ...]]] = []
@@ -219,7 +222,7 @@ def cite(answer: str, chunks: Sequence[Document], likely: Likely | None = None) 
         # The number of a list item that was left empty says nothing; alone, it may be the answer.
         bare = len(parts) > 1 and NUMBERS.fullmatch(answer[start:end])
         said = ITEM.sub("", answer[start:end]) if len(parts) > 1 else answer[start:end]
-        support, found = (None, None) if bare else _support(said, chunks, likely)
+        support, found = (None, None) if bare or echoes(said, question) else _support(said, chunks, likely)
         numbers: tuple[int, ...] = ()
         if found is not None:
             index, quote = found

@@ -98,6 +98,12 @@ def test_refusals_are_told_from_answers() -> None:
     assert not is_refusal("I could not find the answer in the documents, but page 3 says 40 minutes.")
 
 
+@pytest.mark.parametrize(("says", "cited"), [("The hay of an adult llama a day.", 0), ("2.3 kilograms of hay.", 1)])
+def test_an_echo_of_the_question_is_not_cited(says: str, cited: int) -> None:
+    answer = answerer(Backend([HAY], says)).answer("How much hay of a day does an adult llama have?", "default", 4)
+    assert (answer.refused, len(answer.citations)) == (False, cited)
+
+
 def judged(threshold: float) -> Confidence:
     """P(answerable) is 1/2 for a passage with all of the question's words, and next to 0 for one with none."""
     learned = Calibration({}, {"constant": 0.0, "held": 4.0}, threshold)

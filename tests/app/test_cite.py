@@ -153,6 +153,15 @@ def test_the_model_is_not_asked_about_a_number_that_no_passage_has() -> None:
     assert not cite("The beasts receive 4 mineral licks weekly.", [PDF, FEED], likely).citations
 
 
+def test_what_only_repeats_the_question_is_not_cited() -> None:
+    said = "Salt blocks are changed. They are changed on Mondays."
+    cited = cite(said, [FEED], lambda said, chunks: 0, "When are salt blocks changed?")
+    assert [each.support for each in cited.sentences] == [None, "words"]
+    assert [numbers for _, numbers in cited.pieces] == [(), (1,)]
+    yes = cite(said, [FEED], question="Are salt blocks changed?")
+    assert [each.support for each in yes.sentences] == ["exact", "words"]
+
+
 MARKS = st.lists(
     st.sampled_from(["hay", " ", "[", "]", "1", "23", "[4]", "【", "】", "［5］", ",", "、", "-", "[1, 2]", "a", "。"]),
     max_size=14,
