@@ -16,7 +16,8 @@ from app.adapters import label
 from app.cite import Likely, cite, unmarked, without_markers
 from app.context import merged, parts_of, widened
 from app.errors import AppError
-from app.prompt import NOTHING_INDEXED, REFUSAL, STOPS, Prompt, Turn, build, language_of, refusal_of
+from app.prompt import NOTHING_INDEXED, STOPS, Prompt, Turn, build, language_of, refusal_of
+from app.refusal import is_refusal
 from app.result import Answer, Timings
 from app.support import LikelihoodDrop
 from finetune.errors import FinetuneError
@@ -282,7 +283,7 @@ class _Found:
     ) -> Answer:
         """What the model said of the passages, with citations."""
         clean, refused = without_markers(text), False
-        if usage.finish_reason != "cancelled" and (not clean or is_refusal(clean)):
+        if usage.finish_reason != "cancelled" and (not clean or is_refusal(clean, self.asked)):
             # The model found nothing in the passages (or said nothing): told as a refusal, in our own words.
             clean, refused = self.refusal, True
         figures = {
@@ -320,12 +321,6 @@ class _Found:
             sentences=[] if refused else cited.sentences,
             rewritten=None if self.asked == self.question else self.asked,
         )
-
-
-def is_refusal(text: str) -> bool:
-    """Whether the text begins with the refusal that the model was told to give, as a sentence of its own."""
-    said = text.strip().lower()
-    return any(said.startswith(whole := refusal.lower()) or said == whole[:-1] for refusal in REFUSAL.values())
 
 
 def told(error: BaseException) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from langchain_core.documents import Document
 
-from app.answer import WINDOW, Answerer, Question, is_refusal
+from app.answer import WINDOW, Answerer, Question
 from app.confidence import Calibration, Confidence
 from app.errors import AppError
-from app.prompt import REFUSAL, Turn
+from app.prompt import REFUSAL, SYSTEM, Turn
 from app.result import Answer
 from llama.sampling import SamplingParams
 
@@ -80,7 +80,15 @@ def test_nothing_retrieved_is_refused_without_asking_the_model(kb: str, says: st
 
 
 @pytest.mark.parametrize(
-    "says", [REFUSAL["en"], "I could not find the answer in the documents. Maybe ask us.", "", "  "]
+    "says",
+    [
+        REFUSAL["en"],
+        "I could not find the answer in the documents. Maybe ask us.",
+        "Who? The passages do not say.",
+        SYSTEM["en"].format(refusal=REFUSAL["en"]),
+        "",
+        "  ",
+    ],
 )
 def test_a_model_that_finds_nothing_refuses(says: str) -> None:
     answer = answerer(Backend([HAY], says)).answer("Who?", "default", 4)
@@ -89,13 +97,6 @@ def test_a_model_that_finds_nothing_refuses(says: str) -> None:
     assert answer.answer == REFUSAL["en"] + told
     assert answer.passages == [HAY]
     assert answer.retrieved == ["feed.txt-0"]
-
-
-def test_refusals_are_told_from_answers() -> None:
-    assert is_refusal("我在文档中没有找到答案")
-    assert is_refusal("I could not find the answer in the documents")
-    assert not is_refusal("The handbook says: I could not find the answer in the documents.")
-    assert not is_refusal("I could not find the answer in the documents, but page 3 says 40 minutes.")
 
 
 @pytest.mark.parametrize(("says", "cited"), [("The hay of an adult llama a day.", 0), ("2.3 kilograms of hay.", 1)])
