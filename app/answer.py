@@ -330,12 +330,14 @@ def told(error: BaseException) -> str:
 
 
 def check_question(question: str) -> str:
-    """The question without the space around it. Raises AppError when it is empty or too long to be one."""
+    """The question without the space around it. Raises AppError where it is empty, signs only or too long."""
     question = question.strip()
     if not question:
         raise AppError("the question is empty; ask something")
     if any(0xD800 <= ord(letter) < 0xE000 for letter in question):  # of bytes that are not UTF-8
         raise AppError("the question is not Unicode text; write it in UTF-8")
+    if not any(letter.isalnum() for letter in question):
+        raise AppError("the question has no words, only signs; ask in words")
     if len(question) > MAX_QUESTION_CHARACTERS:
         raise AppError(
             f"the question has {len(question):,} characters and at most {MAX_QUESTION_CHARACTERS:,} are taken; "

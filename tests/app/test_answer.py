@@ -195,7 +195,18 @@ def test_history_is_given_and_unknown_bases_are_errors() -> None:
         answerer(backend).answer("q", "nowhere", 4)
 
 
-@pytest.mark.parametrize(("question", "says"), [("", "empty"), (" \n ", "empty"), ("x" * 50_000, "50,000 characters")])
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        ("", "empty"),
+        (" \n ", "empty"),
+        ("x" * 50_000, "50,000 characters"),
+        ("羊驼" * 25_000, "50,000 characters"),
+        ("?!", "no words"),
+        ("？！。……", "no words"),
+        ("🦙 \u200b", "no words"),
+    ],
+)
 def test_questions_that_cannot_be_asked(question: str, says: str) -> None:
     with pytest.raises(AppError, match=says):
         answerer(Backend([HAY])).answer(question, "default", 4)
