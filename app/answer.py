@@ -16,7 +16,8 @@ from app.adapters import label
 from app.cite import Likely, cite, unmarked, without_markers
 from app.context import merged, parts_of, widened
 from app.errors import AppError
-from app.prompt import NOTHING_INDEXED, REFUSAL, STOPS, Prompt, Turn, build, language_of, refusal_of
+from app.prompt import NOTHING_INDEXED, STOPS, Prompt, Turn, build, language_of, refusal_of
+from app.refusal import is_refusal
 from app.result import Answer, Timings
 from app.support import LikelihoodDrop
 from finetune.errors import FinetuneError
@@ -282,7 +283,7 @@ class _Found:
     ) -> Answer:
         """What the model said of the passages, with citations."""
         clean, refused = without_markers(text), False
-        if usage.finish_reason != "cancelled" and (not clean or is_refusal(clean)):
+        if usage.finish_reason != "cancelled" and (not clean or is_refusal(clean, self.asked)):
             # The model found nothing in the passages (or said nothing): told as a refusal, in our own words.
             clean, refused = self.refusal, True
         figures = {
@@ -303,7 +304,7 @@ class _Found:
         likely: Likely | None = None,
     ) -> Answer:
         read = [part for passage in passages for part in parts_of(passage)]
-        cited = cite(text, () if refused else read, likely)
+        cited = cite(text, () if refused else read, likely, self.asked)
         return Answer(
             question=self.question,
             answer=text,
@@ -322,12 +323,6 @@ class _Found:
         )
 
 
-def is_refusal(text: str) -> bool:
-    """Whether the text begins with the refusal that the model was told to give, as a sentence of its own."""
-    said = text.strip().lower()
-    return any(said.startswith(whole := refusal.lower()) or said == whole[:-1] for refusal in REFUSAL.values())
-
-
 def told(error: BaseException) -> str:
     """What went wrong with a question, in one line; what nobody foresaw is told with its type."""
     line = " ".join(str(error).split())
@@ -335,12 +330,14 @@ def told(error: BaseException) -> str:
 
 
 def check_question(question: str) -> str:
-    """The question without the space around it. Raises AppError when it is empty or too long to be one."""
+    """The question without the space around it. Raises AppError where it is empty, signs only or too long."""
     question = question.strip()
     if not question:
         raise AppError("the question is empty; ask something")
     if any(0xD800 <= ord(letter) < 0xE000 for letter in question):  # of bytes that are not UTF-8
         raise AppError("the question is not Unicode text; write it in UTF-8")
+    if not any(letter.isalnum() for letter in question):
+        raise AppError("the question has no words, only signs; ask in words")
     if len(question) > MAX_QUESTION_CHARACTERS:
         raise AppError(
             f"the question has {len(question):,} characters and at most {MAX_QUESTION_CHARACTERS:,} are taken; "

@@ -10,6 +10,8 @@ from typing import Literal
 
 from langchain_core.documents import Document
 
+from app.echo import echoes
+
 # A sentence ends at Chinese end marks, and at Latin ones before white space.
 END = re.compile(r"[。！？；]+|[.!?]+[\"'”’)\]]*(?=\s)")
 NUMBERED = re.compile(r"\s*\d+\.")  # the number of a list item ends nothing
@@ -164,11 +166,10 @@ def _by_words(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | No
     wanted = words(sentence)
     if not wanted:
         return None
-    numbers = {word for word in wanted if word[0].isdigit()}
     best: tuple[float, int, str] | None = None
     for index, chunk in enumerate(chunks):
         text = chunk.page_content
-        if not numbers <= words(f"{text}\n{chunk.metadata.get('headings', '')}\n{chunk.metadata['source']}"):
+        if not _has_numbers(chunk, wanted):
             continue
         pieces = spans(text)
         held = [wanted & words(text[start:end]) for start, end in pieces]
@@ -182,6 +183,12 @@ def _by_words(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | No
             if share >= ENOUGH and (best is None or share > best[0]):
                 best = (share, index, text[start:end])
     return None if best is None else (best[1], _without_idle_lines(best[2], wanted))
+
+
+def _has_numbers(chunk: Document, wanted: set[str]) -> bool:
+    """Whether the numbers among these words stand in a chunk, its headings or its file's name."""
+    known = words(f"{chunk.page_content}\n{chunk.metadata.get('headings', '')}\n{chunk.metadata['source']}")
+    return {word for word in wanted if word[0].isdigit()} <= known
 
 
 def _without_idle_lines(quote: str, wanted: set[str]) -> str:
@@ -200,10 +207,11 @@ def _without_idle_lines(quote: str, wanted: set[str]) -> str:
     return "".join(lines).strip()
 
 
-def cite(answer: str, chunks: Sequence[Document], likely: Likely | None = None) -> Cited:
+def cite(answer: str, chunks: Sequence[Document], likely: Likely | None = None, question: str = "") -> Cited:
     """Finds the support of every sentence of `answer` among the chunks that the model read.
 
-    First to the letter, then by its words, and what neither finds by `likely`, if given.
+    First to the letter, then by its words, and what neither finds by `likely`, if given. What only repeats the question
+    says nothing that could be supported.
     """
     citations: list[Citation] = []
     pieces: list[tuple[str, tuple[int, ...]]] = []
@@ -214,7 +222,7 @@ def cite(answer: str, chunks: Sequence[Document], likely: Likely | None = None) 
         # The number of a list item that was left empty says nothing; alone, it may be the answer.
         bare = len(parts) > 1 and NUMBERS.fullmatch(answer[start:end])
         said = ITEM.sub("", answer[start:end]) if len(parts) > 1 else answer[start:end]
-        support, found = (None, None) if bare else _support(said, chunks, likely)
+        support, found = (None, None) if bare or echoes(said, question) else _support(said, chunks, likely)
         numbers: tuple[int, ...] = ()
         if found is not None:
             index, quote = found
@@ -241,8 +249,12 @@ def _support(
         return "exact", found
     if (found := _by_words(sentence, chunks)) is not None:
         return "words", found
-    if likely is not None and chunks and words(sentence) and (index := likely(sentence, chunks)) is not None:
-        return "likelihood", (index, _nearest(sentence, chunks[index].page_content))
+    wanted = words(sentence)
+    # Where no chunk has the sentence's numbers, the model need not be asked.
+    if likely is not None and wanted and any(_has_numbers(chunk, wanted) for chunk in chunks):
+        index = likely(sentence, chunks)
+        if index is not None and _has_numbers(chunks[index], wanted):
+            return "likelihood", (index, _nearest(sentence, chunks[index].page_content))
     return None, None
 
 

@@ -24,6 +24,7 @@ from app.config import Settings
 from app.errors import AppError
 from app.model_info import kind_of
 from app.models import is_complete
+from app.units import in_bytes
 from vectorstore.errors import StoreError
 from vectorstore.place import place_of
 from vectorstore.server import parts_of
@@ -155,11 +156,7 @@ def _disk(settings: Settings) -> Iterator[Row]:
     free = shutil.disk_usage(_existing(settings.home)).free
     status: Status = "fail" if free < LITTLE_DISK else "warn" if free < SCARCE_DISK else "ok"
     mend = "" if status == "ok" else "make room, or set PADDOCK_HOME to a folder on a larger disk"
-    yield Row("disk", status, f"{_bytes(free)} free", mend)
-
-
-def _bytes(count: int) -> str:
-    return f"{count / (1 << 30):.1f} GB" if count >= 1 << 30 else f"{count / (1 << 20):.1f} MB"
+    yield Row("disk", status, f"{in_bytes(free)} free", mend)
 
 
 KINDS = {"llama": "a LLaMA", "embedder": "a sentence-transformers folder", "reranker": "a cross-encoder's folder"}
@@ -188,7 +185,7 @@ def _models(settings: Settings) -> Iterator[Row]:
 
 def _default_model(check: str, settings: Settings, model: Default) -> Row:
     if is_complete(settings.models, model, verify=True):
-        return Row(check, "ok", f"{model.name}, {_bytes(model.size)}, SHA-256 as expected")
+        return Row(check, "ok", f"{model.name}, {in_bytes(model.size)}, SHA-256 as expected")
     fault = "is damaged" if (settings.models / model.name).exists() else "is not there"
     return Row(check, "fail", f"{model.name} {fault}", "run `paddock models pull`")
 
@@ -312,7 +309,7 @@ def _keywords(settings: Settings) -> Iterator[Row]:
         except StoreError as error:
             yield Row("keyword index", "fail", str(error), f"remove {folder} and run `paddock ingest`")
             return
-    yield Row("keyword index", "ok", f"{documents} documents, {_bytes(size)}")
+    yield Row("keyword index", "ok", f"{documents} documents, {in_bytes(size)}")
 
 
 @contextlib.contextmanager

@@ -6,4 +6,4 @@ class AppError(Exception):
 
 
 class Misuse(AppError):
-    """Words on the command line that do not go together: exit 2, like click's own usage errors."""
+    """Words on the command line that do not go together, or that no option takes: exit 2, as click's own errors."""

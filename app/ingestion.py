@@ -12,6 +12,7 @@ import click
 
 from app.errors import AppError
 from app.progress import ingest_bar
+from app.units import in_bytes
 from ingest.inbox import is_document
 from ingest.loaders import LOADERS
 from ingest.report import Failure
@@ -171,9 +172,9 @@ def index_cost(ingestor: Ingestor, kb: str, as_json: bool) -> str:
         return json.dumps({"kb": kb, **costs.to_json()}, ensure_ascii=False)
     said = [f"{costs.chunks} chunks"]
     for name, size in (("vectors", costs.vectors), ("text", costs.text), ("keyword index", costs.keyword)):
-        said.append(f"{name} on the server" if size is None else f"{name} {size / 1e6:.1f} MB")
+        said.append(f"{name} on the server" if size is None else f"{name} {in_bytes(size)}")
     if costs.memory is not None:
-        said.append(f"about {costs.memory / 1e6:.0f} MB of memory while it is searched")
+        said.append(f"about {in_bytes(costs.memory)} of memory while it is searched")
     return f"index: {', '.join(said)}"
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from app.catalogue import CATALOGUE
 from app.errors import AppError
+from app.units import in_bytes
 
 if TYPE_CHECKING:
     from llama.checkpoint import Checkpoint, Stored
@@ -104,15 +105,11 @@ def info(path: Path) -> str:
     for key, value in describe(path).items():
         name = key.replace("_", " ")
         if isinstance(value, dict):
-            found |= {f"{name}, {kind}": _bytes(each) for kind, each in value.items() if each is not None}
+            found |= {f"{name}, {kind}": in_bytes(each) for kind, each in value.items() if each is not None}
         elif value is not None:
             found[name] = f"{value:,}" if type(value) is int else str(value)
     width = max(map(len, found))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in found.items())
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count >= 1_000_000 else f"{count:,} bytes"
 
 
 def describe(path: Path) -> dict[str, Any]:

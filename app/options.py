@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from app import config
+from app.errors import Misuse
 
 if TYPE_CHECKING:
     from app.services import Services
@@ -39,10 +40,15 @@ def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def filtered(*args: Any, **kwargs: Any) -> Any:
+        from ingest.errors import IngestError
         from ingest.filter import Filter
 
         values = {name: kwargs.pop(name) for name in ("source", "type", "after", "before", "language")}
-        return command(*args, filter=Filter.of(values) or None, **kwargs)
+        try:
+            only = Filter.of(values)
+        except IngestError as error:
+            raise Misuse(str(error)) from error
+        return command(*args, filter=only or None, **kwargs)
 
     for option in reversed(FILTER_OPTIONS):
         filtered = option(filtered)

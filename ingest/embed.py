@@ -49,6 +49,11 @@ class Embedder(Embeddings):
         self._hash_cache = hash_cache
         self._lock = threading.Lock()
         self._model: BertEncoder | SentenceTransformer | None = None
+        if not folder.is_dir():
+            raise IngestError(
+                f"there is no embedding model {folder}; run `paddock models pull` for the default one, or set "
+                "`embedder` to one that is there"
+            )
         self._require(folder / "modules.json")
         inner, kind = self._first_module()
         self._inner = folder / inner

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,7 +17,6 @@ from ingest.errors import IngestError
 from ingest.loaders import LOADERS
 
 LONGEST_PATTERN, MOST_STARS = 500, 8  # a pattern of many stars can take for ever
-_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}  # as SQLite's lower() has it
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,16 @@ class Filter:
         return made
 
     def conditions(self) -> tuple[str, list[object]]:
-        """For the manifest's table of files: conditions, each behind an AND, and the values of their parameters."""
+        """For the manifest's table of files: conditions, each behind an AND, and the values of their parameters.
+
+        The conditions call `folded`, which SQLite must have been told of.
+        """
         sql, values = "", list[object]()
         if self.source:
-            either = "lower(source) GLOB ? OR lower(source) GLOB '*/' || ?"
-            sql += f" AND ({' OR '.join([either] * len(self.source))})"
-            values += [each.translate(_LOWER) for each in self.source for _ in range(2)]
+            globs = [glob for each in self.source for glob in _globs(each)]
+            matches = " OR ".join(["'/' || folded(source) GLOB ?"] * len(globs))
+            sql += f" AND ({matches})"
+            values += globs
         if self.type:
             sql += f" AND ({' OR '.join(['lower(source) GLOB ?'] * len(self.type))})"
             values += [f"*.{each}" for each in self.type]
@@ -79,6 +83,30 @@ class Filter:
             sql += f" AND ({' OR '.join(['instr(languages, ?)'] * len(self.language))})"
             values += [f" {each} " for each in self.language]
         return sql, values
+
+
+def folded(name: str) -> str:
+    """A file's name or a pattern of one, without what makes no difference: case, how accents are encoded (macOS splits
+    letter and accent), the kind of slash.
+    """
+    name = name.replace("\\", "/").lower()
+    return name if name.isascii() else unicodedata.normalize("NFC", name).replace("ς", "σ")
+
+
+def _globs(pattern: str) -> list[str]:
+    """What SQLite's GLOB compares with a slash and the folded source; one of them must match.
+
+    A pattern that begins with / or ./ begins at the knowledge base's folder, any other at any folder. Brackets may also
+    be those of a file's name.
+    """
+    name = folded(pattern)
+    rooted = re.match(r"(?:\.?/)+", name)
+    name = name[rooted.end() :] if rooted else name
+    start = "/" if rooted and not name.startswith("**/") else "*/"
+    name = start + name.removeprefix("**/")
+    if name.endswith("/"):
+        name += "*"  # a folder: all that is in it
+    return list(dict.fromkeys((name.replace("[!", "[^"), name.replace("[", "[[]"))))
 
 
 def _nanoseconds(day: datetime.date) -> int:
@@ -102,7 +130,7 @@ def _pattern(text: str) -> str:
     if len(text) > LONGEST_PATTERN or text.count("*") > MOST_STARS or "\x00" in text:
         limits = f"at most {LONGEST_PATTERN} characters and {MOST_STARS} stars"
         raise IngestError(f"{text[:40]!r} is no pattern of a file name ({limits})")
-    return text.replace("[!", "[^")  # as SQLite writes it
+    return text
 
 
 def _type(text: str) -> str:

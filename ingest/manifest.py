@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ingest.errors import IngestError
-from ingest.filter import Filter
+from ingest.filter import Filter, folded
 
 MIGRATIONS = [
     """
@@ -98,6 +98,7 @@ class Manifest:
             self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
             raise self._broken(error) from error
+        self._db.create_function("folded", 1, folded, deterministic=True)
         try:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")

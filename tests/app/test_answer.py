@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from langchain_core.documents import Document
 
-from app.answer import WINDOW, Answerer, Question, is_refusal
+from app.answer import WINDOW, Answerer, Question
 from app.confidence import Calibration, Confidence
 from app.errors import AppError
-from app.prompt import REFUSAL, Turn
+from app.prompt import REFUSAL, SYSTEM, Turn
 from app.result import Answer
 from llama.sampling import SamplingParams
 
@@ -80,7 +80,15 @@ def test_nothing_retrieved_is_refused_without_asking_the_model(kb: str, says: st
 
 
 @pytest.mark.parametrize(
-    "says", [REFUSAL["en"], "I could not find the answer in the documents. Maybe ask us.", "", "  "]
+    "says",
+    [
+        REFUSAL["en"],
+        "I could not find the answer in the documents. Maybe ask us.",
+        "Who? The passages do not say.",
+        SYSTEM["en"].format(refusal=REFUSAL["en"]),
+        "",
+        "  ",
+    ],
 )
 def test_a_model_that_finds_nothing_refuses(says: str) -> None:
     answer = answerer(Backend([HAY], says)).answer("Who?", "default", 4)
@@ -91,11 +99,10 @@ def test_a_model_that_finds_nothing_refuses(says: str) -> None:
     assert answer.retrieved == ["feed.txt-0"]
 
 
-def test_refusals_are_told_from_answers() -> None:
-    assert is_refusal("我在文档中没有找到答案")
-    assert is_refusal("I could not find the answer in the documents")
-    assert not is_refusal("The handbook says: I could not find the answer in the documents.")
-    assert not is_refusal("I could not find the answer in the documents, but page 3 says 40 minutes.")
+@pytest.mark.parametrize(("says", "cited"), [("The hay of an adult llama a day.", 0), ("2.3 kilograms of hay.", 1)])
+def test_an_echo_of_the_question_is_not_cited(says: str, cited: int) -> None:
+    answer = answerer(Backend([HAY], says)).answer("How much hay of a day does an adult llama have?", "default", 4)
+    assert (answer.refused, len(answer.citations)) == (False, cited)
 
 
 def judged(threshold: float) -> Confidence:
@@ -188,7 +195,18 @@ def test_history_is_given_and_unknown_bases_are_errors() -> None:
         answerer(backend).answer("q", "nowhere", 4)
 
 
-@pytest.mark.parametrize(("question", "says"), [("", "empty"), (" \n ", "empty"), ("x" * 50_000, "50,000 characters")])
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        ("", "empty"),
+        (" \n ", "empty"),
+        ("x" * 50_000, "50,000 characters"),
+        ("羊驼" * 25_000, "50,000 characters"),
+        ("?!", "no words"),
+        ("？！。……", "no words"),
+        ("🦙 \u200b", "no words"),
+    ],
+)
 def test_questions_that_cannot_be_asked(question: str, says: str) -> None:
     with pytest.raises(AppError, match=says):
         answerer(Backend([HAY])).answer(question, "default", 4)

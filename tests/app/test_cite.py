@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.documents import Document
 
@@ -75,6 +76,7 @@ def test_rows_of_a_table_without_marks_are_not_part_of_the_quote() -> None:
     assert citation.quote == "The key box of Sable Hut is opened with the code 4471."
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(
     answer=st.text(max_size=120)
     | st.lists(st.sampled_from([FEED, PDF, ZH])).map(lambda c: "".join(x.page_content for x in c)),
@@ -128,12 +130,45 @@ def test_likelihood_finds_what_words_do_not() -> None:
     assert not cite(sentence, [PDF, FEED], lambda said, chunks: None).citations
 
 
+@pytest.mark.parametrize(
+    ("sentence", "likeliest", "supported"),
+    [
+        ("The beasts receive 4 mineral licks weekly.", 1, False),
+        ("The beasts receive mineral licks for 2.3 weeks.", 1, True),
+        ("The beasts receive mineral licks for 2.3 weeks.", 0, False),  # another chunk has the number
+        ("营地每周供应25次晚餐。", 2, False),
+        ("营地每周供应6次晚餐。", 2, True),
+    ],
+)
+def test_likelihood_supports_no_number_that_the_passage_lacks(sentence: str, likeliest: int, supported: bool) -> None:
+    cited = cite(sentence, [PDF, FEED, ZH], lambda said, chunks: likeliest)
+    assert [each.support for each in cited.sentences] == (["likelihood"] if supported else [None])
+    assert bool(cited.citations) == supported
+
+
+def test_the_model_is_not_asked_about_a_number_that_no_passage_has() -> None:
+    def likely(said: str, chunks: Sequence[Document]) -> int | None:
+        raise AssertionError("the model was asked")
+
+    assert not cite("The beasts receive 4 mineral licks weekly.", [PDF, FEED], likely).citations
+
+
+def test_what_only_repeats_the_question_is_not_cited() -> None:
+    said = "Salt blocks are changed. They are changed on Mondays."
+    cited = cite(said, [FEED], lambda said, chunks: 0, "When are salt blocks changed?")
+    assert [each.support for each in cited.sentences] == [None, "words"]
+    assert [numbers for _, numbers in cited.pieces] == [(), (1,)]
+    yes = cite(said, [FEED], question="Are salt blocks changed?")
+    assert [each.support for each in yes.sentences] == ["exact", "words"]
+
+
 MARKS = st.lists(
     st.sampled_from(["hay", " ", "[", "]", "1", "23", "[4]", "【", "】", "［5］", ",", "、", "-", "[1, 2]", "a", "。"]),
     max_size=14,
 )
 
 
+@settings(deadline=None)
 @given(parts=MARKS, cuts=st.lists(st.integers(0, 40), max_size=6))
 def test_no_citation_number_of_the_model_is_ever_shown(parts: list[str], cuts: list[int]) -> None:
     """Whatever the model writes, in whatever pieces: no number in brackets is left, and nothing else goes."""
@@ -144,6 +179,7 @@ def test_no_citation_number_of_the_model_is_ever_shown(parts: list[str], cuts: l
     assert streamed.strip() == without_markers(text)
 
 
+@settings(deadline=None)
 @given(parts=MARKS, chunks=st.lists(st.sampled_from([FEED, PDF, ZH]), max_size=3))
 def test_no_citation_outside_of_what_was_retrieved(parts: list[str], chunks: list[Document]) -> None:
     words_of = [word for each in (FEED, PDF, ZH) for word in each.page_content.split()[:6]]

@@ -134,7 +134,9 @@ def test_odd_names_of_knowledge_bases(services: Services, kb: str) -> None:
 
 def test_an_embedder_that_is_missing(services: Services) -> None:
     gone = Services(services.settings.model_copy(update={"embedder": "gone"}))
-    with pytest.raises(IngestError, match=r"the embedding model .*gone cannot be used .*run `paddock models pull`"):
+    with pytest.raises(
+        IngestError, match=r"there is no embedding model .*gone; run `paddock models pull` .*set `embedder`"
+    ):
         gone.retriever("farm", 4)
 
 
@@ -194,7 +196,7 @@ def test_from_the_command_line(services: Services, tmp_path: Path) -> None:
     assert {each["source"] for each in answer["citations"]} <= {"2025/salt.txt"}
     assert "matches the filter (type pdf)" in complaint(paddock(home, *words, "--type", "pdf"))
     assert "is not a day" not in complaint(paddock(home, *words, "--before", "2025-01-01"))
-    assert "and not a day; write it as" in complaint(paddock(home, *words, "--before", "soon"))
+    assert "and not a day; write it as" in complaint(paddock(home, *words, "--before", "soon"), 2)
     (tmp_path / "q.txt").write_text("Salt?\n")
     batch = ("batch", str(tmp_path / "q.txt"), "-o", str(tmp_path / "out.jsonl"), "--kb", "farm")
     assert "matches the filter" in complaint(paddock(home, *batch, "--language", "fr"))
@@ -247,4 +249,5 @@ def test_costs_of_an_index(services: Services) -> None:
     assert found["vectors"] == sum(path.stat().st_size for path in graphs)
     text = paddock(home, "kb", "status", "farm").stdout
     assert "languages: en, zh\nindex: 3 chunks, vectors" in text
+    assert f"keyword index {found['keyword'] / 1000:.1f} KB" in text, "small as it is, it is not nothing"
     assert "there is no knowledge base" in complaint(paddock(home, "kb", "status", "x", "--index"))

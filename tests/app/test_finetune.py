@@ -10,11 +10,11 @@ import pytest
 import torch
 from langchain_core.documents import Document
 
-from app.answer import is_refusal
 from app.cli import main
 from app.config import Settings
 from app.grounded import readers
 from app.prompt import messages_for
+from app.refusal import is_refusal
 from finetune.config import DataSpec
 from finetune.data.samples import Faults, Sample
 

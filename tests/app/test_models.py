@@ -335,7 +335,7 @@ def test_memory_is_told_before_it_is_taken(gguf_path: Path) -> None:
     assert found["kv_per_token"] == {name: numbers * size for name, size in sizes.items()}
     lines = info(gguf_path).splitlines()
     assert "memory, bfloat16        269.0 MB" in lines
-    assert "kv per token, float32   46,080 bytes" in lines
+    assert "kv per token, float32   46.1 KB" in lines
 
 
 @pytest.mark.parametrize("tied", [False, True])
