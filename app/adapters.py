@@ -58,9 +58,12 @@ class Shelf:
             return READER if folder is not None and self._fits(folder) else None
         if name == NONE:
             return None
-        if (card := read_card(self.folder_of(name))).base is not None:
+        folder = self.folder_of(name)
+        if (card := read_card(folder)).base is not None:
             require_base(label(name) or name, card, self._base)
-        return name
+        # A path to one that has a name is that one: it is not loaded twice.
+        known = {path.resolve(): each for each, path in self.folders().items()}
+        return known.get(folder.resolve(), name)
 
     def fitting(self) -> list[str]:
         """Names of those that were made for this model, as far as they say."""

@@ -174,6 +174,9 @@ def _read(folder: Path, config: ModelConfig, base: Base | None) -> tuple[Adapter
     if base is not None:
         require_base(folder.name, card, base)
     made, tensors = method(card.method), _tensors(folder)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise FinetuneError(f"adapter '{folder.name}' cannot be used: {name} is not finite; train it again")
     try:
         if card.peft:
             assert made.peft is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import queue
 import threading
@@ -28,6 +29,7 @@ from llama.team import Team
 from llama.tokenizer import Tokenizer
 
 KV_MEMORY = 384 << 20  # bytes
+MOST_ADAPTERS = ROWS  # as many as run at once stay loaded; beyond, the one that was asked longest ago is dropped
 
 
 class Engine:
@@ -55,8 +57,9 @@ class Engine:
         self.quant = quantization_of(model)
         self.plain = Variant(Serving(model))
         self.dtype, self.device = self.plain.dtype, self.plain.device
-        self._adapters, self._loaded = adapters, dict[str, tuple[Hashable, Variant]]()
-        self._turn, self._loading = threading.Lock(), threading.Lock()
+        self._adapters, self._loaded = adapters, dict[str, Variant]()  # asked last stands last
+        self._turn, self._held = threading.Lock(), threading.Lock()
+        self._loading = collections.defaultdict[str, threading.Lock](threading.Lock)  # one that loads delays no other
         self.scheduler = Scheduler(self, kv_memory)
 
     @property
@@ -79,14 +82,23 @@ class Engine:
             return self.plain
         if self._adapters is None:
             raise LlamaError(f"adapter '{adapter}' cannot be used: this engine was made without adapters")
-        with self._loading:
+        with self._held:
+            loading = self._loading[adapter]
+        with loading:
             stamp = self._adapters.stamp(adapter)
-            known, found = self._loaded.get(adapter, (None, None))
-            if found is None or known != stamp:
-                made = Variant(self._adapters.load(adapter, self.model), self.plain, stamp)
-                if found is not None:
-                    self.scheduler.forget()  # prefixes of what it was before
-                self._loaded[adapter] = stamp, (found := made)
+            with self._held:
+                found = self._loaded.get(adapter)
+            if found is None or found.stamp != stamp:
+                found = Variant(self._adapters.load(adapter, self.model), self.plain, stamp)
+            with self._held:
+                before = self._loaded.pop(adapter, None)
+                self._loaded[adapter] = found
+                gone = [] if before is None or before is found else [before]
+                while len(self._loaded) > MOST_ADAPTERS:
+                    gone.append(self._loaded.pop(next(iter(self._loaded))))
+            for variant in gone:
+                variant.current = False
+                self.scheduler.forget(variant)
             return found
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
@@ -226,20 +238,13 @@ class Engine:
         """Several requests' next tokens through the model in one turn, their caches advanced.
 
         tokens: each request's new ids; caches: of one row each; last: behind how many of each request's last tokens the
-        logits are wanted, by default one; variants: whom each asks, by default the bare model. Returns each request's
-        logits [last, V], fp32 or the weights' dtype.
+        logits are wanted, by default one; variants: whom each asks, by default the bare model; they go `together`.
+        Returns each request's logits [last, V], fp32 or the weights' dtype.
         """
         counts = [1] * len(tokens) if last is None else list(last)
         asked = [self.plain] * len(tokens) if variants is None else list(variants)
-        groups: dict[Hashable, list[int]] = {}
-        for place, variant in enumerate(asked):
-            groups.setdefault(variant.together, []).append(place)
-        found: dict[int, torch.Tensor] = {}
         with self._turn:
-            for places in groups.values():
-                share = ([each[i] for i in places] for each in (asked, tokens, caches, counts))
-                found.update(zip(places, Variant.forward(*share), strict=True))  # type: ignore[arg-type]
-        return [found[place] for place in range(len(asked))]
+            return Variant.forward(asked, tokens, caches, counts)
 
     def next_logits(self, prompt: Sequence[int], adapter: str | None = None) -> torch.Tensor:
         """Logits [V] of the token behind a prompt. Raises LlamaError when it does not fit, or what `variant` raises."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -92,12 +92,13 @@ class PrefixTree:
             self.bytes -= oldest.bytes
         return budget >= 0
 
-    def clear(self) -> None:
-        """Forgets everything."""
-        for node in [*self._nodes(), *self._roots.values()]:
+    def clear(self, of: Hashable = None) -> None:
+        """Forgets what belongs to `of`, by default everything."""
+        roots = list(self._roots.values()) if of is None else [self._roots[of]] if of in self._roots else []
+        for node in [*self._nodes(roots), *roots]:
+            self.bytes -= node.bytes
             node.children.clear()  # parents and children hold each other: their memory would wait for the collector
-        self._roots.clear()
-        self.bytes = 0
+        self._roots = {} if of is None else {whose: root for whose, root in self._roots.items() if whose is not of}
 
     def _walk(self, tokens: Sequence[int], of: Hashable) -> Iterator[tuple[_Node, int]]:
         """The nodes along `tokens`, each with how many of its tokens are the same; the last may be fewer than all."""
@@ -126,8 +127,8 @@ class PrefixTree:
         first.children[node.tokens[0]] = node
         return first
 
-    def _nodes(self) -> Iterator[_Node]:
-        waiting = [node for root in self._roots.values() for node in root.children.values()]
+    def _nodes(self, roots: Iterable[_Node] | None = None) -> Iterator[_Node]:
+        waiting = [n for root in (self._roots.values() if roots is None else roots) for n in root.children.values()]
         while waiting:
             node = waiting.pop()
             waiting += node.children.values()

@@ -57,7 +57,8 @@ class Scheduler:
         self._writing: list[Request] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._forget = self._stopped = False
+        self._forgotten: list[Hashable] = []  # whose prefixes are dropped before the next round; None is everybody
+        self._stopped = False
         _schedulers.add(self)
 
     @property
@@ -95,10 +96,10 @@ class Scheduler:
         if thread is not None:
             thread.join(STOP_S)
 
-    def forget(self) -> None:
-        """Drops the kept prefixes, once the present round is over; later requests compute theirs anew."""
+    def forget(self, variant: Hashable = None) -> None:
+        """Drops the prefixes kept of a variant, by default all, once the present round is over."""
         with self._changed:
-            self._forget = True
+            self._forgotten.append(variant)
 
     def _work(self) -> None:
         while True:
@@ -107,9 +108,8 @@ class Scheduler:
                 if not busy or self._stopped:
                     self._thread = None
                     return
-                if self._forget:
-                    self.prefixes.clear()
-                    self._forget = False
+                while self._forgotten:
+                    self.prefixes.clear(self._forgotten.pop())
                 self._admit()
             try:
                 self._round()
@@ -174,10 +174,10 @@ class Scheduler:
             room -= len(given[-1][2])
             if room == 0:
                 break
+        pieces = [piece for _, _, piece in given]
         wanted = [request.wanted(request.read, len(piece)) for request, _, piece in given]
-        variants = [request.variant for request, _, _ in given]
-        found = self._engine.forward([p for _, _, p in given], [c for _, c, _ in given], wanted, variants)
-        for (request, _, _), logits in zip(given, found, strict=True):
+        for place, logits in self._forward([request for request, _, _ in given], pieces, wanted):
+            request = given[place][0]
             with self._blamed(request):
                 assert request.begun is not None
                 request.usage.prefill_s = time.perf_counter() - request.begun
@@ -195,14 +195,31 @@ class Scheduler:
     def _write(self) -> None:
         """The next token of every running request, and as many more as were guessed right."""
         room = max(0, DRAFTED // len(self._writing) - 1)
-        drafts = [self._draft(request, room) for request in self._writing]
-        caches = [request.cache for request in self._writing if request.cache is not None]
-        given = [[request.tokens[-1], *draft] for request, draft in zip(self._writing, drafts, strict=True)]
-        variants = [request.variant for request in self._writing]
-        found = self._engine.forward(given, caches, [len(each) for each in given], variants)
-        for request, logits, draft in zip(list(self._writing), found, drafts, strict=True):
-            with self._blamed(request):
-                self._say(request, logits, draft)
+        writing = list(self._writing)
+        drafts = [self._draft(request, room) for request in writing]
+        given = [[request.tokens[-1], *draft] for request, draft in zip(writing, drafts, strict=True)]
+        for place, logits in self._forward(writing, given, [len(each) for each in given]):
+            with self._blamed(writing[place]):
+                self._say(writing[place], logits, drafts[place])
+
+    def _forward(
+        self, requests: Sequence[Request], tokens: Sequence[Sequence[int]], wanted: Sequence[int]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(a request's place, its logits), of those that can share a forward at once.
+
+        A fault ends the requests of its forward; others have other adapters and go on.
+        """
+        groups: dict[Hashable, list[int]] = {}
+        for place, request in enumerate(requests):
+            groups.setdefault(request.variant.together, []).append(place)
+        for places in groups.values():
+            share = [requests[place] for place in places]
+            with self._blamed(*share):
+                caches = [request.cache for request in share if request.cache is not None]
+                variants = [request.variant for request in share]
+                given, last = ([each[place] for place in places] for each in (tokens, wanted))
+                found = self._engine.forward(given, caches, last, variants)  # type: ignore[arg-type]
+                yield from zip(places, found, strict=True)
 
     def _draft(self, request: Request, room: int) -> list[int]:
         left = request.budget - len(request.tokens) - 1
@@ -242,16 +259,17 @@ class Scheduler:
             self._writing.remove(request)
         known = [*request.prompt, *request.tokens][: request.read]
         request.end()  # nobody waits for the copying
-        if request.keep:  # its own cache is there until that is done
+        if request.keep and request.variant.current:  # its own cache is there until that is done
             self.prefixes.store(known, cache, self.memory - self.held - request.bytes, request.variant)
 
     @contextlib.contextmanager
-    def _blamed(self, request: Request) -> Iterator[None]:
-        """A fault in one request's own work ends that request alone."""
+    def _blamed(self, *requests: Request) -> Iterator[None]:
+        """A fault in the work for some requests ends these alone."""
         try:
             yield
         except Exception as error:
-            for place in (self._reading, self._writing):
-                with contextlib.suppress(ValueError):
-                    place.remove(request)
-            request.end(error)
+            for request in requests:
+                for place in (self._reading, self._writing):
+                    with contextlib.suppress(ValueError):
+                        place.remove(request)
+                request.end(error)

@@ -44,6 +44,7 @@ class Variant:
         stamp: what `Adapters.stamp` said of it.
         """
         self.stamp = stamp
+        self.current = True  # false once the engine has let it go: what still runs with it leaves nothing behind
         self.model, self.adaptation, self._front = serving.model, serving.adaptation, serving.front
         self._fused: FusedStep | None = None
         self._beside: PackedLowRank | None = None

@@ -20,8 +20,10 @@ STAMP = "changed"  # the file with the stamp of the last write
 
 
 def unusable(folder: Path, cause: object) -> StoreError:
-    """The error for an index that is damaged."""
+    """The error for an index that is damaged, or that another process writes to for too long."""
     said = " ".join(str(cause).split())[:160]
+    if "database is locked" in said or "database is busy" in said:
+        return StoreError(f"the index in {folder} is in use by another process ({said}); try again in a moment")
     return StoreError(
         f"the index in {folder} cannot be used ({said}); move this folder away and run `paddock ingest` again"
     )

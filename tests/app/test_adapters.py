@@ -61,6 +61,7 @@ def test_names_and_paths(make: Make, settings: Settings, tmp_path: Path) -> None
     make("reader", folder=tmp_path / "shipped")
     assert shelf.fitting() == ["reader", "contracts"]
     assert [shelf.chosen(name) for name in ("contracts", "none", str(elsewhere))] == ["contracts", None, str(elsewhere)]
+    assert shelf.chosen(str(settings.adapters / "contracts")) == "contracts", "by its path the same one"
     with pytest.raises(AppError, match="'contract'; did you mean 'contracts'"):
         shelf.chosen("contract")
 

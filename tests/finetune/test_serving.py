@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import threading
 import time
-from collections.abc import Hashable
+import weakref
+from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from finetune.adapters import METHODS
 from finetune.adapters.base import Adapter
 from finetune.errors import FinetuneError
 from finetune.folder import Base, load_adapter, save_adapter, serve_adapter
+from llama import engine as engine_module
 from llama import packed_file
 from llama.adaptation import NONE
 from llama.chat_model import ChatLlama
@@ -27,7 +32,7 @@ from llama.model import Transformer
 from llama.quantize import QuantizedLinear, bits_of, pack, unpack
 from llama.request import Request
 from llama.sampling import SamplingParams
-from llama.serving import Serving
+from llama.serving import Serving, Variant
 from llama.team import Team
 from llama.tokenizer import Tokenizer
 from llama.vocabulary import Vocabulary
@@ -283,6 +288,81 @@ def test_a_replacement_that_cannot_be_used_harms_nobody_else(shelf: Path, tmp_pa
     after = run(engine, None, IDS)
     list(after)
     assert after.usage.cached_tokens > 0
+
+
+def test_an_adapter_that_loads_delays_no_other(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of("float32", shelf)
+    known, begun, goes_on = engine._adapters, threading.Event(), threading.Event()
+    assert known is not None
+    load = known.load
+
+    def slow(name: str, model: Transformer) -> Serving:
+        if name == "dora":
+            begun.set()
+            assert goes_on.wait(60)
+        return load(name, model)
+
+    monkeypatch.setattr(known, "load", slow)
+    found: list[torch.Tensor] = []
+    threads = [threading.Thread(target=lambda: found.append(engine.next_logits(IDS, "dora"))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(60)
+    other = threading.Thread(target=engine.next_logits, args=(IDS, "lora"))
+    other.start()
+    other.join(60)
+    assert not other.is_alive()
+    goes_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert torch.equal(*found)
+    assert known.loads.count("dora") == 1  # type: ignore[attr-defined]
+
+
+def test_of_many_adapters_those_asked_last_stay(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "MOST_ADAPTERS", 2)
+    engine = engine_of("float32", shelf)
+    first = weakref.ref(engine.variant("lora"))
+    for name in ("lora", "dora", "lora", "llama_adapter", "lora"):
+        list(run(engine, name, IDS))
+    loads = engine._adapters.loads  # type: ignore[union-attr]
+    assert loads == ["lora", "dora", "llama_adapter"]
+    for name in ("dora", "llama_adapter"):
+        list(run(engine, name, IDS))
+    assert loads == ["lora", "dora", "llama_adapter", "dora", "llama_adapter"]
+    list(run(engine, None, IDS))
+    gc.collect()
+    assert first() is None, "nothing holds what was let go"
+    assert len(engine.scheduler.prefixes._roots) == 3, "of those loaded and of the bare model"
+
+
+def test_a_fault_ends_the_requests_of_its_forward_alone(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of("int8", shelf)
+    names = [None, "bottleneck", "lora", "llama_adapter", "bottleneck"]
+    broken, forward = engine.variant("bottleneck"), Variant.forward
+
+    def fail(variants: Sequence[Variant], *rest: Any) -> list[torch.Tensor]:
+        if broken in variants:
+            raise MemoryError("no room")
+        return forward(variants, *rest)
+
+    monkeypatch.setattr(Variant, "forward", staticmethod(fail))
+    ended = dict(engine.generate_batch([IDS] * len(names), SamplingParams(max_tokens=4), adapters=names))
+    assert [isinstance(ended[place].error, MemoryError) for place in range(5)] == [n == "bottleneck" for n in names]
+    assert all(len(ended[place].tokens) > 0 for place in (0, 2, 3))
+    assert engine.scheduler.running == 0
+
+
+def test_an_adapter_that_is_not_finite_is_refused(shelf: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "float32" / "mine"
+    shutil.copytree(shelf / "float32" / "lora", mine)
+    (path,) = mine.glob("*.safetensors")
+    tensors = load_file(path)
+    name = sorted(tensors)[3]
+    tensors[name].view(-1)[5] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(FinetuneError, match=r"adapter 'mine' cannot be used: .* not finite"):
+        engine_of("float32", tmp_path).next_logits(IDS, "mine")
 
 
 def test_caches_of_answers_know_which_adapter_it_was(shelf: Path, tmp_path: Path) -> None:

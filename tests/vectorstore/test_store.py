@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from chromadb.errors import InternalError
 from langchain_core.documents import Document
 
 from tests.vectorstore.fakes import DIMENSIONS, WordEmbeddings
@@ -213,6 +214,17 @@ def test_corrupt_index_is_one_clear_line(tmp_path: Path, damage: str) -> None:
     assert len(message) < 400
     assert str(broken) in message
     assert "run `paddock ingest` again" in message
+
+
+def test_an_index_that_is_written_to_is_not_called_damaged(store: ChromaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Chroma says it after a minute of waiting for another process."""
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise InternalError("Database error: error returned from database: (code: 5) database is locked")
+
+    monkeypatch.setattr("chromadb.api.models.Collection.Collection.upsert", fail)
+    with pytest.raises(StoreError, match=r"in use by another process .*locked.*; try again"):
+        store.add_documents([Document("x", id="x")])
 
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
