@@ -29,6 +29,7 @@ class Item:
     kb: str | None = None
     extra: Row = field(default_factory=dict)
     filter: Filter | None = None
+    adapter: str | None = None
     error: str | None = None
 
 
@@ -110,12 +111,13 @@ def _item(number: int, value: Any) -> Item:
         return Item(number, asked, error=f"line {number}: 'id' is neither text nor a whole number")
     if not isinstance(question, str) or not question.strip():
         return Item(id_, error=f"line {number} has no 'question'")
-    kb = value.get("kb")
-    if kb is not None and not isinstance(kb, str):
-        return Item(id_, question, error=f"line {number}: 'kb' is not text")
+    kb, adapter = value.get("kb"), value.get("adapter")
+    for name, given in (("kb", kb), ("adapter", adapter)):
+        if given is not None and not isinstance(given, str):
+            return Item(id_, question, error=f"line {number}: '{name}' is not text")
     extra = {"answers": value["answers"]} if "answers" in value else {}
     try:
-        return Item(id_, question, kb, extra, filter=_filter(value.get("filter")))
+        return Item(id_, question, kb, extra, _filter(value.get("filter")), adapter)
     except IngestError as error:
         return Item(id_, question, kb, extra, error=f"line {number}: {error}")
 
@@ -182,7 +184,9 @@ def answer_rows(
         else:
             asked.append(index)
     questions = [
-        Question(each.question, each.kb or kb, k, filter=filter if each.filter is None else each.filter)
+        Question(
+            each.question, each.kb or kb, k, filter=filter if each.filter is None else each.filter, adapter=each.adapter
+        )
         for each in (items[index] for index in asked)
     ]
     for place, found in answerer.answer_batch(questions):

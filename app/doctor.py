@@ -54,6 +54,7 @@ def diagnose(settings: Settings) -> list[Row]:
         ("state folder", _state_folder),
         ("disk", _disk),
         ("models", _models),
+        ("adapter", _adapter),
         ("refusals", _refusals),
         ("inbox", _inbox),
         ("index", _index),
@@ -190,6 +191,18 @@ def _default_model(check: str, settings: Settings, model: Default) -> Row:
     return Row(check, "fail", f"{model.name} {fault}", "run `paddock models pull`")
 
 
+def _adapter(settings: Settings) -> Iterator[Row]:
+    if kind_of(settings.path_of_model(settings.model)) != "llama":
+        return  # told as a fault of the model
+    from app.adapters import Shelf
+    from finetune.errors import FinetuneError
+
+    try:
+        yield Row("adapter", "ok", Shelf(settings).chosen(settings.adapter) or "none: the bare model answers")
+    except (AppError, FinetuneError) as error:
+        yield Row("adapter", "fail", str(error), "set `adapter` to one of `paddock finetune list`, to auto or to none")
+
+
 def _refusals(settings: Settings) -> Iterator[Row]:
     """What P(answerable) is judged by."""
     path = settings.path_of_model(settings.embedder)
@@ -199,10 +212,6 @@ def _refusals(settings: Settings) -> Iterator[Row]:
     from ingest.embed import Embedder
 
     learn = "learn it with `paddock eval calibrate` on questions with answers"
-    if settings.retrieval != "hybrid":
-        mend = "set retrieval to hybrid for refusals by confidence"
-        yield Row("refusals", "warn", f"by min_score alone, as retrieval is {settings.retrieval}", mend)
-        return
     try:
         embedder = Embedder(path, hash_cache=settings.cache / "embedder.json")
         found, whose = find(settings.calibration, identity(embedder.identity))

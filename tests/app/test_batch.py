@@ -43,6 +43,7 @@ BAD_LINES = [
     '{"question": 7}',
     '{"id": [1], "question": "q"}',
     '{"id": "kb", "question": "q", "kb": 3}',
+    '{"id": "adapter", "question": "q", "adapter": ["a"]}',
     '{"id": "nowhere", "question": "q", "kb": "nowhere"}',
     '{"id": "long", "question": "' + "x" * 50_000 + '"}',
     "[" * 100_000,
@@ -64,6 +65,18 @@ def test_every_line_gets_a_line(tmp_path: Path, backend: Backend) -> None:
     assert [row["id"] for row in out[1:4]] == [2, 3, 4], "a line without an id has its number"
     assert (out[-2]["id"], out[-2]["question"]) == (len(BAD_LINES) + 3, "Salt?"), "empty lines count, and are skipped"
     assert "UTF-8" in out[-1]["error"]
+
+
+def test_a_line_says_who_answers_it(tmp_path: Path, backend: Backend) -> None:
+    backend.default = "reader"
+    lines = [
+        {"question": "Hay?", "adapter": "contracts"},
+        {"question": "Hay?", "adapter": "none"},
+        {"question": "Hay?"},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run(read_questions(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", answerer(backend), "default", 4)
+    assert [row["adapter"] for row in rows(tmp_path / "out.jsonl")] == ["contracts", None, "reader"]
 
 
 def test_an_id_that_is_none(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from app import doctor
+from app import adapters, doctor
 from app.confidence import Calibration, identity, path_of, write
 from app.config import Settings, load_settings
 from app.doctor import Row, diagnose, exit_code, render
@@ -78,8 +78,8 @@ def test_a_healthy_installation_has_nothing_to_mend(indexed: Settings) -> None:
     rows = diagnose(indexed)
     assert [each for each in rows if each.status != "ok"] == []
     assert exit_code(rows) == 0
-    names = ["Python", "libraries", "torch", "state folder", "disk", "model", "embedder", "refusals", "inbox"]
-    assert [each.check for each in rows] == [*names, "index", "keyword index", "port"]
+    names = ["Python", "libraries", "torch", "state folder", "disk", "model", "embedder", "adapter", "refusals"]
+    assert [each.check for each in rows] == [*names, "inbox", "index", "keyword index", "port"]
     assert "1 failed, 1 indexed; 3 chunks" in render(rows)
 
 
@@ -89,10 +89,17 @@ def test_a_new_installation_is_told_what_to_do_next(settings: Settings) -> None:
     assert exit_code(diagnose(settings)) == 0
 
 
+def test_who_answers(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(adapters, "SHIPPED", tmp_path / "shipped")
+    assert "bare model" in row(settings, "adapter").found
+    missing = row(settings.model_copy(update={"adapter": "contracts"}), "adapter")
+    assert (missing.status, "no adapter 'contracts'" in missing.found) == ("fail", True)
+    assert "paddock finetune list" in missing.mend
+
+
 def test_what_refusals_are_judged_by(settings: Settings, embedder_path: Path, tmp_path: Path) -> None:
     assert "comes with Paddock" in row(settings, "refusals").found
-    dense = row(settings.model_copy(update={"retrieval": "dense"}), "refusals")
-    assert (dense.status, "min_score alone" in dense.found) == ("warn", True)
+    assert row(settings.model_copy(update={"retrieval": "dense"}), "refusals").status == "ok", "in every mode"
     other = tmp_path / "other"
     shutil.copytree(embedder_path, other)
     (other / "README.md").unlink()
