@@ -22,6 +22,7 @@ class DataSpec(Options):
     format: str = Field(description="alpaca, sharegpt, messages, text, dataset_info or squad")
     dataset: str = Field("", description="which of a dataset_info.json")
     num_samples: int | None = Field(None, ge=1, description="only so many, drawn by the seed")
+    only_validate: bool = Field(False, description="its documents are kept for validation, beside those of val_size")
     columns: dict[str, str] = Field(
         default_factory=dict, description="what columns are called, by dataset_info's names"
     )
@@ -65,6 +66,7 @@ class Config(Options):
 
     name: str = Field(min_length=1, pattern=r"^[\w][\w.-]*$", description="of the adapter; its folder is called so")
     model: str = Field("", description="base model; that of the settings by default")
+    start: str = Field("", description="adapter whose values training goes on from, by name or path; fresh by default")
     stage: Literal["sft", "pretrain"] = "sft"
     method: dict[str, Any]
     data: tuple[DataSpec, ...] = Field(min_length=1)
