@@ -170,9 +170,11 @@ def _drawn(questions: list[GroundedQuestion], spec: DataSpec, seed: int) -> list
     if spec.answer_length is not None:
         longest = spec.answer_length
         questions = [q for q in questions if not q.answers or min(map(len, q.answers)) <= longest]
+    draw = random.Random(seed)
+    if spec.impossible < 1:
+        questions = [q for q in questions if q.answers or draw.random() < spec.impossible]
     if spec.num_samples is None or spec.num_samples >= len(questions):
         return questions
-    draw = random.Random(seed)
     if spec.turns == 1:
         return draw.sample(questions, spec.num_samples)
     paragraphs = list(dict.fromkeys(q.paragraph for q in questions))
