@@ -105,8 +105,9 @@ def test_answers_are_short_and_bare(settings: Settings, tmp_path: Path) -> None:
     rows = [("a", "Zoe Hart,"), ("b", "the U.S."), ("c", "in May of that very long year."), ("d", "in May.")]
     text = "It was Zoe Hart, of the U.S. Navy, in May. So it was in May of that very long year."
     qas = [{"id": n, "question": f"What is {n}?", "answers": [{"text": answer}]} for n, answer in rows]
-    (path := tmp_path / "s.json").write_text(json.dumps({"data": [{"title": "T", "paragraphs": [{"context": text,
-                                                                                                 "qas": qas}]}]}))
+    (path := tmp_path / "s.json").write_text(
+        json.dumps({"data": [{"title": "T", "paragraphs": [{"context": text, "qas": qas}]}]})
+    )
     samples = made(settings, path, answer_length=12, unanswerable=0.0, retrieve=False)
     assert [s.messages[-1]["content"] for s in samples] == ["Zoe Hart", "the U.S.", "in May"]
 
