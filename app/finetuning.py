@@ -87,6 +87,7 @@ def train(settings: Settings, config: Config, resume: bool) -> str:
             Told() if first else (lambda record: None),
             tell if first else (lambda line: None),
             world,
+            Shelf(settings).folder_of(config.start) if config.start else None,
         )
     finally:
         world.close()

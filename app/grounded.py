@@ -16,9 +16,9 @@ from app.errors import AppError
 from app.evaluate.metrics import holds
 from app.evaluate.questions import Dataset, read_squad
 from app.lines import read_lines
-from app.prompt import REFUSAL, language_of, messages_for
+from app.prompt import REFUSAL, follow_up, language_of, messages_for
 from finetune.config import DataSpec
-from finetune.data.grounded import GroundedQuestion, grounded
+from finetune.data.grounded import GroundedQuestion, conversations, grounded
 from finetune.data.samples import Faults, Sample
 from finetune.errors import FinetuneError
 from llama.chat import Message
@@ -35,6 +35,13 @@ class _Prompted:
 
     def messages(self, question: str, passages: Sequence[Document]) -> list[Message]:
         return messages_for(question, (), passages)
+
+    def again(self, question: str) -> Message:
+        return {"role": "user", "content": follow_up(question)}
+
+    def answer(self, question: GroundedQuestion, passages: Sequence[Document]) -> str | None:
+        held = [a for a in question.answers if any(holds(each.page_content, a) for each in passages)]
+        return min(held, key=len, default=None)
 
     def refusal(self, question: str) -> str:
         return REFUSAL[language_of(question)]
@@ -103,7 +110,11 @@ class Neighbours(_Prompted):
         draw = random.Random(f"{self._seed}/{question.id}")
         same = [id_ for id_, (source, _) in self._paragraphs.items() if source == question.group]
         draw.shuffle(same)
-        chunks = (self._document(id_) for id_ in same if id_ != question.paragraph)
+        if question.answers:
+            same = [id_ for id_ in same if id_ != question.paragraph]
+        else:  # the paragraph that nearly says it comes first
+            same.sort(key=lambda id_: id_ != question.paragraph)
+        chunks = (self._document(id_) for id_ in same)
         return [chunk for chunk in chunks if not _answers(chunk, question)][:count]
 
     def rank(self, question: GroundedQuestion) -> int:
@@ -130,14 +141,50 @@ def squad_reader(settings: Settings) -> Any:
             paragraphs = {id_: (a.name, text) for a in dataset.articles for id_, text in a.paragraphs}
             grounding = Neighbours(paragraphs, seed)
         questions = [
-            GroundedQuestion(g.id, g.question, g.answers, g.source or "", f"{path}:{g.line}", g.paragraph)
+            GroundedQuestion(
+                g.id, g.question, tuple(map(_trimmed, g.answers)), g.source or "", f"{path}:{g.line}", g.paragraph
+            )
             for g in dataset.questions
         ]
-        if spec.num_samples is not None and spec.num_samples < len(questions):
-            questions = random.Random(seed).sample(questions, spec.num_samples)  # before any is retrieved for
-        return list(grounded(questions, grounding, spec.distractors, spec.unanswerable, seed))
+        questions = _drawn(questions, spec, seed)
+        if spec.turns > 1:
+            made = conversations(questions, grounding, spec.distractors, spec.unanswerable, seed, spec.turns)
+        else:
+            made = grounded(questions, grounding, spec.distractors, spec.unanswerable, seed)
+        return list(made)
 
     return read
+
+
+def _trimmed(answer: str) -> str:
+    """The answer without the comma or full stop that was marked along with it; that of an abbreviation stays."""
+    bare = answer.rstrip(" ,;:，；：。")
+    return bare[:-1] if bare.endswith(".") and "." not in bare[:-1] and " " in bare else bare or answer
+
+
+def _drawn(questions: list[GroundedQuestion], spec: DataSpec, seed: int) -> list[GroundedQuestion]:
+    """Those that are short enough to answer and, of them, as many as wanted; before any is retrieved for.
+
+    Questions of one conversation are drawn together.
+    """
+    if spec.answer_length is not None:
+        longest = spec.answer_length
+        questions = [q for q in questions if not q.answers or min(map(len, q.answers)) <= longest]
+    draw = random.Random(seed)
+    if spec.impossible < 1:
+        questions = [q for q in questions if q.answers or draw.random() < spec.impossible]
+    if spec.num_samples is None or spec.num_samples >= len(questions):
+        return questions
+    if spec.turns == 1:
+        return draw.sample(questions, spec.num_samples)
+    paragraphs = list(dict.fromkeys(q.paragraph for q in questions))
+    draw.shuffle(paragraphs)
+    drawn: list[GroundedQuestion] = []
+    for paragraph in paragraphs:
+        if len(drawn) >= spec.num_samples:
+            break
+        drawn += [q for q in questions if q.paragraph == paragraph]
+    return drawn
 
 
 def _chosen(dataset: Dataset, spec: DataSpec) -> Dataset:

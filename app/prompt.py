@@ -110,6 +110,11 @@ def messages_for(
     return messages
 
 
+def follow_up(question: str) -> str:
+    """A further question about passages that were read in an earlier turn: the last lines of the prompt alone."""
+    return "\n".join(ASK[language_of(question)].splitlines()[-2:]).format(question=question)
+
+
 def build(
     question: str,
     history: Sequence[Turn],

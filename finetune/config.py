@@ -16,18 +16,22 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 class DataSpec(Options):
-    """A [[data]] table: one file and how it is read. The last four keys are for questions with their paragraphs."""
+    """A [[data]] table: one file and how it is read. The last seven keys are for questions with their paragraphs."""
 
     file: str = Field(min_length=1)
     format: str = Field(description="alpaca, sharegpt, messages, text, dataset_info or squad")
     dataset: str = Field("", description="which of a dataset_info.json")
     num_samples: int | None = Field(None, ge=1, description="only so many, drawn by the seed")
+    only_validate: bool = Field(False, description="its documents are kept for validation, beside those of val_size")
     columns: dict[str, str] = Field(
         default_factory=dict, description="what columns are called, by dataset_info's names"
     )
     distractors: int = Field(3, ge=0, description="squad: at most so many passages beside the one that answers")
     unanswerable: float = Field(0.15, ge=0, le=1, description="squad: share asked without the passage that answers")
     retrieve: bool = Field(True, description="squad: distractors are what the retriever finds, else neighbours")
+    impossible: float = Field(1.0, ge=0, le=1, description="squad: share kept of the questions without an answer")
+    turns: int = Field(1, ge=1, description="squad: up to so many questions about one paragraph in a conversation")
+    answer_length: int | None = Field(None, ge=1, description="squad: no answers of more characters")
     articles: str = Field("", description='squad: only these, as "0:17" of the articles in their order')
 
 
@@ -63,6 +67,7 @@ class Config(Options):
 
     name: str = Field(min_length=1, pattern=r"^[\w][\w.-]*$", description="of the adapter; its folder is called so")
     model: str = Field("", description="base model; that of the settings by default")
+    start: str = Field("", description="adapter whose values training goes on from, by name or path; fresh by default")
     stage: Literal["sft", "pretrain"] = "sft"
     method: dict[str, Any]
     data: tuple[DataSpec, ...] = Field(min_length=1)

@@ -158,6 +158,23 @@ def load_adapter(folder: Path, model: Transformer, base: Base | None = None) -> 
     return entered, adapter.eval().requires_grad_(False), card
 
 
+def go_on_from(folder: Path, adapter: Adapter, model: Transformer, name: str, base: Base) -> None:
+    """Fills a fresh adapter, which has entered `model`, with the values of a trained one. name: its method's.
+
+    Raises FinetuneError where that one is of another method, has other options or was made for another model.
+    """
+    found, tensors, card = _read(folder, model.config, base)
+    theirs, ours = found.options.model_dump(), adapter.options.model_dump()
+    other = next((key for key in ours if theirs.get(key) != ours[key]), None)
+    if card.method != name or other is not None:
+        what = f"{other} = {theirs.get(str(other))}" if card.method == name else f"the method {card.method}"
+        raise FinetuneError(f"adapter '{folder.name}' has {what}; [method] has to say the same to go on from it")
+    try:
+        adapter.restore(model, {key: tensor.to(model.norm.weight.device) for key, tensor in tensors.items()})
+    except FinetuneError as error:
+        raise FinetuneError(f"training cannot go on from adapter '{folder.name}': {error}") from error
+
+
 def serve_adapter(folder: Path, model: Transformer, base: Base | None = None) -> Serving:
     """The adapter as requests on `model` take it along; the model stays as it is. As `load_adapter` raises."""
     adapter, tensors, _ = _read(folder, model.config, base)

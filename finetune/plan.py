@@ -5,21 +5,24 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from finetune.data.samples import Example
 
 
-def split(examples: Sequence[Example], val_size: float, seed: int) -> tuple[list[Example], list[Example]]:
+def split(
+    examples: Sequence[Example], val_size: float, seed: int, aside: Collection[str] = ()
+) -> tuple[list[Example], list[Example]]:
     """(for training, for validation), whole documents each. val_size: a share of them below 1, else their number.
 
-    At least one document stays for training; nothing is kept aside where there is one only.
+    aside: documents that are validated on besides; of the others at least one stays for training, and nothing is kept
+    aside where there is one only.
     """
-    groups = sorted({each.group for each in examples})
+    groups = sorted({each.group for each in examples}.difference(aside))
     wanted = round(val_size * len(groups)) if val_size < 1 else int(val_size)
     wanted = max(wanted, val_size > 0)
     random.Random(seed).shuffle(groups)
-    kept = set(groups[: min(wanted, len(groups) - 1)])
+    kept = {*groups[: max(0, min(wanted, len(groups) - 1))], *aside}
     return [e for e in examples if e.group not in kept], [e for e in examples if e.group in kept]
 
 

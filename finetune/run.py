@@ -8,7 +8,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from finetune.data.quality import Quality, quality
 from finetune.data.readers import READERS, Layout
 from finetune.data.samples import Example, Faults, Sample
 from finetune.errors import FinetuneError, nearest
-from finetune.folder import Base, save_adapter
+from finetune.folder import TENSORS, Base, go_on_from, save_adapter
 from finetune.learner import Learner
 from finetune.log import Listener
 from finetune.plan import split
@@ -71,7 +71,7 @@ def read_samples(config: Config, extra: Extra, faults: Faults) -> list[Sample]:
         if count is not None and count < len(samples):
             kept = sorted(random.Random(config.train.seed).sample(range(len(samples)), count))
             samples = [samples[i] for i in kept]
-        found += samples
+        found += [replace(sample, aside=spec.only_validate) for sample in samples]
     return found
 
 
@@ -90,7 +90,9 @@ def prepare(config: Config, tokenizer: Tokenizer, template: ChatTemplate | None,
     unique = list({(s.messages and json.dumps(s.messages)) or s.text: s for s in samples}.values())
     examples = list(encoder(unique, faults))
     report = quality(samples, examples, faults, len(encoder.too_long))
-    training, validation = split(examples, loop.val_size, loop.seed)
+    training, validation = split(
+        examples, loop.val_size, loop.seed, {sample.group for sample in samples if sample.aside}
+    )
     return Prepared(training, validation, report, faults)
 
 
@@ -112,9 +114,11 @@ def base_of(checkpoint: Checkpoint, cache: Path | None) -> Base:
     return Base(checkpoint.path.name, model_hash(checkpoint.path, cache), tokens, checkpoint.chat_template)
 
 
-def identity(config: Config, base: Base, prepared: Prepared) -> str:
+def identity(config: Config, base: Base, prepared: Prepared, start: Path | None = None) -> str:
     """Hash of all that a run's numbers depend on."""
     digest = hashlib.sha256(config.model_dump_json().encode() + base.model_hash.encode())
+    if start is not None:
+        digest.update((start / TENSORS).read_bytes())
     for each in (*prepared.training, *prepared.validation):
         digest.update(repr((each.ids, each.learned)).encode())
     return digest.hexdigest()
@@ -150,13 +154,17 @@ def train(
     listen: Listener = lambda record: None,
     tell: Callable[[str], None] = lambda line: None,
     world: Alone | None = None,
+    start: Path | None = None,
 ) -> tuple[Path, State]:
     """Trains, and writes the adapter with the values that validated best. Returns its folder and how the run ended.
 
-    runs, adapters: folders in which the run's and the adapter's own are made, by the configuration's name.
+    runs, adapters: folders in which the run's and the adapter's own are made, by the configuration's name. start: the
+    folder of the adapter that `config.start` names.
     """
     world, tokenizer = world or Alone(), checkpoint.tokenizer()
     learner, base = build(config, checkpoint, tokenizer, device), base_of(checkpoint, cache)
+    if start is not None:
+        go_on_from(start, learner.adapter, learner.model, config.method_name, base)
     folder = runs / config.name
     if not resume and world.rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
@@ -167,7 +175,7 @@ def train(
         prepared.validation,
         config.train,
         folder,
-        identity(config, base, prepared),
+        identity(config, base, prepared, start),
         listen,
         tell,
         world,

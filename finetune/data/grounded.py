@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol, TypeVar
 
 from finetune.data.samples import Sample
@@ -30,6 +31,12 @@ class Grounding(Protocol[Passage]):
 
     def messages(self, question: str, passages: Sequence[Passage]) -> list[Message]:
         """The prompt."""
+
+    def again(self, question: str) -> Message:
+        """A further question about passages that stand in the conversation already."""
+
+    def answer(self, question: GroundedQuestion, passages: Sequence[Passage]) -> str | None:
+        """The shortest of its answers that stands in one of the passages; None where none does."""
 
     def refusal(self, question: str) -> str:
         """What is to be said when the passages do not hold the answer."""
@@ -78,3 +85,67 @@ def grounded(
             group=question.group,
             origin=question.origin,
         )
+
+
+def conversations(
+    questions: Sequence[GroundedQuestion],
+    grounding: Grounding[Passage],
+    distractors: int,
+    unanswerable: float,
+    seed: int,
+    turns: int,
+) -> Iterator[Sample]:
+    """Conversations of up to `turns` questions about one paragraph, whose passages are read once for all of them.
+
+    A question is answered where the passages hold its answer and refused where it has none; a share `unanswerable` of
+    the turns asks what other paragraphs of the document answer, and is to be refused. One that is neither is left out.
+    """
+    draw = random.Random(seed)
+    of_document: dict[str, list[GroundedQuestion]] = {}
+    for question in questions:
+        of_document.setdefault(question.group, []).append(question)
+    for paragraph, group in groupby(questions, key=lambda each: each.paragraph):
+        asked = list(group)
+        draw.shuffle(asked)
+        foreign = [each for each in of_document[asked[0].group] if each.paragraph != paragraph and each.answers]
+        draw.shuffle(foreign)
+        while asked:
+            mixed = _mixed(asked, foreign, unanswerable, turns, draw)
+            sample = _conversation(mixed, paragraph, grounding, draw.randint(0, distractors))
+            if sample is not None:
+                yield sample
+
+
+def _mixed(
+    own: list[GroundedQuestion], foreign: list[GroundedQuestion], share: float, turns: int, draw: random.Random
+) -> list[GroundedQuestion]:
+    """Takes the next `turns` questions: of the paragraph, and a share of others. At least one is of the paragraph."""
+    taken: list[GroundedQuestion] = []
+    while own and len(taken) < turns:
+        last = len(taken) == turns - 1
+        if foreign and draw.random() < share and not (last and all(each in foreign for each in taken)):
+            taken.append(foreign.pop())
+        else:
+            taken.append(own.pop())
+    draw.shuffle(taken)
+    return taken
+
+
+def _conversation(
+    asked: Sequence[GroundedQuestion], paragraph: str | None, grounding: Grounding[Passage], count: int
+) -> Sample | None:
+    """The questions behind each other, around the passage that answers the first of them that has an answer."""
+    anchor = next((each for each in asked if each.answers and each.paragraph == paragraph), None)
+    if anchor is None or (gold := grounding.gold(anchor)) is None:
+        return None
+    passages = grounding.others(anchor, count)
+    at = min(grounding.rank(anchor), len(passages))
+    passages = [*passages[:at], gold, *passages[at:]]
+    messages: list[Message] = []
+    for question in asked:
+        answer = grounding.answer(question, passages)
+        if answer is None and question.answers and question.paragraph == paragraph:
+            continue  # its passage was cut from this one: whether it is answered, nobody knows
+        messages += [grounding.again(question.text)] if messages else grounding.messages(question.text, passages)
+        messages.append({"role": "assistant", "content": answer or grounding.refusal(question.text)})
+    return Sample(tuple(messages), group=anchor.group, origin=anchor.origin) if messages else None

@@ -12,12 +12,16 @@ from llama.chat import Message
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation, or a plain text. `group` is the document that it is about: validation is split by it."""
+    """A conversation, or a plain text. `group` is the document that it is about: validation is split by it.
+
+    aside: its document is to be validated on, whatever else is drawn for that.
+    """
 
     messages: tuple[Message, ...] = ()
     text: str = ""
     group: str = ""
     origin: str = ""
+    aside: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,52 @@ def test_a_question_without_its_passage_is_refused(retrieve: bool, settings: Set
         assert is_refusal(sample.messages[-1]["content"])
         if "code at Sable" in sample.messages[-2]["content"]:
             assert "0071" not in sample.messages[-2]["content"]
+
+
+def test_many_questions_about_one_paragraph(settings: Settings, squad: Path) -> None:
+    """The paragraph is read once; what others of its document answer, and what none does, is refused."""
+    samples = made(settings, squad, turns=4, unanswerable=0.5, distractors=0, retrieve=False)
+    answers = []
+    for sample in samples:
+        asked = [m["content"] for m in sample.messages if m["role"] == "user"]
+        assert "Passages:" in asked[0]
+        assert all(re.fullmatch(r"Question: .+\?\nAnswer:", each) for each in asked[1:])
+        assert asked[0].endswith("?\nAnswer:")
+        assert len(asked) <= 4
+        for question, answer in zip(asked, (m["content"] for m in sample.messages[2::2]), strict=True):
+            assert is_refusal(answer) or answer in asked[0]
+            assert is_refusal(answer) or "king" not in question.splitlines()[-2]
+            answers.append(answer)
+    assert sorted(a for a in answers if not is_refusal(a)) == sorted(["0071", "1071", "2071", *["May", "October"] * 3])
+    assert sum(map(is_refusal, answers)) > 3, "those of other paragraphs, besides the three kings"
+    alone = made(settings, squad, turns=4, unanswerable=0.0, distractors=0, retrieve=False)
+    assert sum(is_refusal(m["content"]) for s in alone for m in s.messages) == 3
+
+
+def test_what_is_asked_of_a_cut_paragraph_is_answered_or_left_out(settings: Settings, squad: Path) -> None:
+    for sample in made(settings, squad, turns=4, unanswerable=0.0, distractors=2):
+        shown = sample.messages[1]["content"]
+        assert all(a["content"] in shown or is_refusal(a["content"]) for a in sample.messages[2::2])
+
+
+def test_answers_are_short_and_bare(settings: Settings, tmp_path: Path) -> None:
+    rows = [("a", "Zoe Hart,"), ("b", "the U.S."), ("c", "in May of that very long year."), ("d", "in May.")]
+    text = "It was Zoe Hart, of the U.S. Navy, in May. So it was in May of that very long year."
+    qas = [{"id": n, "question": f"What is {n}?", "answers": [{"text": answer}]} for n, answer in rows]
+    (path := tmp_path / "s.json").write_text(
+        json.dumps({"data": [{"title": "T", "paragraphs": [{"context": text, "qas": qas}]}]})
+    )
+    samples = made(settings, path, answer_length=12, unanswerable=0.0, retrieve=False)
+    assert [s.messages[-1]["content"] for s in samples] == ["Zoe Hart", "the U.S.", "in May"]
+
+
+def test_questions_of_one_conversation_are_drawn_together(settings: Settings, squad: Path) -> None:
+    samples = made(settings, squad, turns=4, unanswerable=0.0, retrieve=False, distractors=0, num_samples=5)
+    asked = " ".join(m["content"] for s in samples for m in s.messages if m["role"] == "user")
+    assert 5 <= sum(len(s.messages) // 2 for s in samples) <= 6
+    assert [f"code at {place}" in asked for place in ("Sable", "Heron", "Condor")] == [
+        f"king at {place}" in asked for place in ("Sable", "Heron", "Condor")
+    ]
 
 
 def test_some_articles_only(settings: Settings, squad: Path) -> None:

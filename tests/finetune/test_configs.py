@@ -59,6 +59,7 @@ def test_every_shipped_configuration_trains(name: str, tiny: Path, tmp_path: Pat
     instruction = tmp_path / "data.jsonl"
     rows = [{"instruction": f"Say {i}.", "output": f"{i}.", "text": f"Snow {i}. " * 20} for i in range(12)]
     instruction.write_text("\n".join(map(json.dumps, rows)))
+    tables = range(len(load_config(name).data))
     config = load_config(
         name,
         {
@@ -66,7 +67,7 @@ def test_every_shipped_configuration_trains(name: str, tiny: Path, tmp_path: Pat
             "train.eval_steps": 2,
             "train.batch_size": 2,
             "train.cutoff_len": 150,
-            "data.0.file": str(instruction),
+            **{f"data.{n}.file": str(instruction) for n in tables},
         },
     )
     assert config.name == name, "the adapter is called as its configuration"
@@ -115,12 +116,42 @@ def test_a_run_of_its_own_starts_anew_or_goes_on(tiny: Path, tmp_path: Path) -> 
     assert read_card(tmp_path / "a" / "lora").method == "lora"
 
 
+def test_training_goes_on_from_an_adapter(tiny: Path, tmp_path: Path) -> None:
+    checkpoint, tokenizer, template = spoken(tiny)
+    first = load_config("lora", {"train.max_steps": 4, "train.learning_rate": 0.05})
+    found = prepare(first, tokenizer, template, {"squad": questions})
+    places, records = (tmp_path / "r", tmp_path / "a", "cpu"), list[Any]()
+    folder, state = train(first, checkpoint, found, *places)
+    more = load_config("lora", {"name": "more", "train.max_steps": 1, "start": "lora"})
+    train(more, checkpoint, found, *places, listen=records.append, start=folder)
+    assert state.best_step > 0, "what was learned is there to go on from"
+    assert records[0]["val_loss"] == pytest.approx(state.best_loss, rel=1e-6)
+    with pytest.raises(FinetuneError, match=r"adapter 'lora' has lora_rank = 16; \[method\] has to say the same"):
+        train(load_config("lora", {"method.lora_rank": 4}), checkpoint, found, *places, start=folder)
+    with pytest.raises(FinetuneError, match="adapter 'lora' has the method lora"):
+        train(load_config("bottleneck"), checkpoint, found, *places, start=folder)
+
+
 def test_vectors_of_examples_are_split_by_document(tiny: Path) -> None:
     _, tokenizer, template = spoken(tiny)
     found: Prepared = prepare(load_config("lora", {"train.val_size": 0.5}), tokenizer, template, {"squad": questions})
     assert {e.group for e in found.training}.isdisjoint({e.group for e in found.validation})
     assert (len(found.training), len(found.validation)) == (6, 6)
     assert isinstance(found.training[0], Example)
+
+
+def test_a_file_can_be_for_validation_only(tiny: Path) -> None:
+    """Its documents are validated on wherever they come from."""
+    _, tokenizer, template = spoken(tiny)
+
+    def some(path: Any, spec: Any, seed: int, faults: Any) -> list[Sample]:
+        return [s for s in questions(path, spec, seed, faults) if not spec.only_validate or s.group == "g2"]
+
+    table = {"file": "x", "format": "squad"}
+    changes = {"data": [table, {**table, "only_validate": True}], "train.val_size": 0}
+    found = prepare(load_config("lora", changes), tokenizer, template, {"squad": some})
+    assert {e.group for e in found.training} == {"g0", "g1", "g3"}
+    assert {e.group for e in found.validation} == {"g2"}
 
 
 BASIC = 'name = "x"\n[method]\nname = "lora"\n[[data]]\nfile = "a"\nformat = "text"\n'

@@ -192,6 +192,11 @@ def test_documents_are_not_split_between_training_and_validation() -> None:
     assert len({e.group for e in split(DATA, 3, seed=1)[1]}) == 3
     assert split(DATA, 0, seed=1)[1] == []
     assert split([replace(e, group="one") for e in DATA], 0.5, seed=1)[1] == []
+    one = DATA[0].group
+    training, validation = split(DATA, 0, seed=1, aside={one})
+    assert {e.group for e in validation} == {one}
+    assert len(training) + len(validation) == len(DATA)
+    assert len({e.group for e in split(DATA, 2, seed=1, aside={one})[1]}) == 3, "besides those that are drawn"
 
 
 @pytest.mark.parametrize("processes", [1, 2])
