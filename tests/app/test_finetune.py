@@ -11,6 +11,7 @@ import pytest
 import torch
 from langchain_core.documents import Document
 
+from app import adapters
 from app.cli import main
 from app.config import Settings
 from app.grounded import readers
@@ -92,7 +93,7 @@ def test_many_questions_about_one_paragraph(settings: Settings, squad: Path) -> 
     assert sorted(a for a in answers if not is_refusal(a)) == sorted(["0071", "1071", "2071", *["May", "October"] * 3])
     assert sum(map(is_refusal, answers)) > 3, "those of other paragraphs, besides the three kings"
     alone = made(settings, squad, turns=4, unanswerable=0.0, distractors=0, retrieve=False)
-    assert sum(is_refusal(m["content"]) for s in alone for m in s.messages) == 3
+    assert sum(is_refusal(m["content"]) for s in alone for m in s.messages if m["role"] == "assistant") == 3
 
 
 def test_what_is_asked_of_a_cut_paragraph_is_answered_or_left_out(settings: Settings, squad: Path) -> None:
@@ -164,6 +165,7 @@ def workplace(home_with_models: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "talk.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "talk.toml").write_text(CONFIG)
     monkeypatch.setenv("PADDOCK_HOME", str(home_with_models))
+    monkeypatch.setattr(adapters, "SHIPPED", tmp_path / "shipped")
     monkeypatch.chdir(tmp_path)
     return home_with_models
 
