@@ -13,7 +13,9 @@ from langchain_core.documents import Document
 from app.echo import echoes
 
 # A sentence ends at Chinese end marks, and at Latin ones before white space.
-END = re.compile(r"[。！？；]+|[.!?]+[\"'”’)\]]*(?=\s)")
+# The full stop of a title ends none.
+TITLE = "".join(rf"(?<!\b{title})" for title in ("Dr", "Mr", "Mrs", "Ms", "Prof", "St", "vs"))
+END = re.compile(rf"[。！？；]+|{TITLE}[.!?]+[\"'”’)\]]*(?=\s)")
 NUMBERED = re.compile(r"\s*\d+\.")  # the number of a list item ends nothing
 NUMBERS = re.compile(r"(?:\d{1,3}[.)、]\s*)+")
 ITEM = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)、])\s+")  # what a list item begins with
@@ -150,8 +152,10 @@ def _exact(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | None:
     wanted = re.compile(edge[0] + r"\s+".join(map(re.escape, parts)) + edge[1], re.IGNORECASE)
     for index, chunk in enumerate(chunks):
         text = chunk.page_content
-        if hit := wanted.search(text):
+        for hit in wanted.finditer(text):
             around = [(a, b) for a, b in spans(text) if a < hit.end() and b > hit.start()]
+            if text[around[0][0]] == "#":
+                continue  # a heading supports nothing
             quote = text[around[0][0] : around[-1][1]]
             return index, _without_idle_lines(quote, words(sentence))
     return None
@@ -160,8 +164,9 @@ def _exact(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | None:
 def _by_words(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | None:
     """Index of the chunk and the quote in it that hold most of the sentence's words; None when less than ENOUGH.
 
-    A quote is one sentence, or two in a row where the second adds to the first. Ties go to the more similar chunk. A
-    chunk that lacks a number of the sentence, be it in its heading or its file's name, supports nothing of it.
+    A quote is one sentence, or two in a row where the second adds to the first, but never two rows of a table, which
+    are about two things; nor is it a heading. Ties go to the more similar chunk. What lacks a number of the sentence,
+    be it in the heading above it or the file's name, supports nothing of it.
     """
     wanted = words(sentence)
     if not wanted:
@@ -171,23 +176,26 @@ def _by_words(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | No
         text = chunk.page_content
         if not _has_numbers(chunk, wanted):
             continue
-        pieces = spans(text)
+        pieces = [(start, end) for start, end in spans(text) if text[start] != "#"]
         held = [wanted & words(text[start:end]) for start, end in pieces]
         options = [(len(h) / len(wanted), pieces[i]) for i, h in enumerate(held)]
         options += [
             # A little less than its share, so that one sentence is preferred to two that say no more.
             (len(held[i] | held[i + 1]) / len(wanted) - 0.05, (pieces[i][0], pieces[i + 1][1]))
             for i in range(len(pieces) - 1)
+            if "|" not in (text[pieces[i][0]], text[pieces[i + 1][0]])
         ]
         for share, (start, end) in options:
-            if share >= ENOUGH and (best is None or share > best[0]):
-                best = (share, index, text[start:end])
+            quote = text[start:end]
+            if share >= ENOUGH and (best is None or share > best[0]) and _has_numbers(chunk, wanted, quote):
+                best = (share, index, quote)
     return None if best is None else (best[1], _without_idle_lines(best[2], wanted))
 
 
-def _has_numbers(chunk: Document, wanted: set[str]) -> bool:
-    """Whether the numbers among these words stand in a chunk, its headings or its file's name."""
-    known = words(f"{chunk.page_content}\n{chunk.metadata.get('headings', '')}\n{chunk.metadata['source']}")
+def _has_numbers(chunk: Document, wanted: set[str], quote: str | None = None) -> bool:
+    """Whether the numbers among these words stand in a chunk or a quote of it, its headings or its file's name."""
+    text = chunk.page_content if quote is None else quote
+    known = words(f"{text}\n{chunk.metadata.get('headings', '')}\n{chunk.metadata['source']}")
     return {word for word in wanted if word[0].isdigit()} <= known
 
 

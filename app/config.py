@@ -94,7 +94,7 @@ class Settings(BaseModel):
     )
     order: Literal["best_first", "best_last"] = Field("best_first", description="order of passages in the prompt")
     min_score: float = Field(
-        0.2, ge=-1.0, le=1.0, description="nothing is found where no chunk is so similar, or has the question's words"
+        0.2, ge=-1.0, le=1.0, description="with dense retrieval, passages that are less similar are not used"
     )
     min_confidence: Literal["auto"] | Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         "auto", description="questions that are less likely to be answerable are refused; auto is what was calibrated"

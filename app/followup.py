@@ -34,7 +34,17 @@ SHORT = {
     "en": 2,
     "zh": 3,
 }  # words that carry meaning (in Chinese pairs of characters): with fewer, a question is a piece
+# A question that is whole however short: it asks of a thing that it names.
+WHOLE_EN = re.compile(
+    r"^\s*(?:who|what|when|where|why|which|how\s+\w+)(?:['’]s|\s+(?:is|are|was|were|do|does|did|has|have|can|will|must|should))"
+    r"\s+(?:the|an?|my|our|your)\s+[a-z]{3,}",
+    re.IGNORECASE,
+)
+WHOLE_ZH = re.compile(
+    r"^\s*(?:谁|什么|哪里|哪儿)(?:是|有)[\u3400-\u9fff]{2,}|[\u3400-\u9fff]{2,}(?:是|在)(?:谁|什么|哪里|哪儿|多少|几)"
+)
 NAMED = re.compile(r"\b[A-Z][\w'’-]*(?:\s+[A-Z][\w'’-]*)*|\d[\d.,:/-]*\w*")
+ROOT = 4  # letters of a word that another form of it, or a word of its family, begins with
 MOST_TERMS = 10
 MOST_CHARACTERS = 300  # of an earlier answer that terms are taken from, and that the model reads
 LONGER = 200  # characters that a rewritten question may have more than the question
@@ -66,8 +76,10 @@ SHOWN = {
 def stands_alone(question: str) -> bool:
     """Whether a question can be understood without what was said before."""
     if language_of(question) == "zh":
-        return not (POINTERS_ZH.search(question) or OPENERS_ZH.search(question) or len(words(question)) <= SHORT["zh"])
-    return not (POINTERS_EN.search(question) or OPENERS_EN.search(question) or len(words(question)) < SHORT["en"])
+        piece = len(words(question)) <= SHORT["zh"] and not WHOLE_ZH.search(question)
+        return not (POINTERS_ZH.search(question) or OPENERS_ZH.search(question) or piece)
+    piece = len(words(question)) < SHORT["en"] and not WHOLE_EN.search(question)
+    return not (POINTERS_EN.search(question) or OPENERS_EN.search(question) or piece)
 
 
 def request(question: str, history: Sequence[Turn]) -> list[Message]:
@@ -129,7 +141,13 @@ def concerns(passages: Sequence[Document], question: str) -> bool:
     The conversation's words stand in the documents, so they alone would make any question look answerable.
     """
     own = _meant(question)
-    return not own or any(not own.isdisjoint(words(each.page_content)) for each in passages)
+    return not own or any(_alike(one, other) for each in passages for other in words(each.page_content) for one in own)
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two words are the same or one begins with the other, as "weigh" and "weight" do."""
+    short, long = sorted((one, other), key=len)
+    return one == other or (len(short) >= ROOT and short.isascii() and short.isalpha() and long.startswith(short))
 
 
 def _terms(text: str) -> list[str]:

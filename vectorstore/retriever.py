@@ -95,9 +95,6 @@ class Retriever(BaseRetriever):
     mode: Mode = "hybrid"
     k: int = Field(4, ge=1, description="passages returned at most")
     min_score: float = Field(0.2, ge=-1.0, le=1.0, description="in dense mode, passages less similar are left out")
-    min_match: float = Field(
-        default=0.35, ge=0.0, le=1.0, description="in hybrid mode nothing is found without a passage of either limit"
-    )
     visible: Callable[..., set[str]] = Field(
         everything, description="(doc_ids, version): which of them are whole, and were at that version"
     )
@@ -157,12 +154,6 @@ class Retriever(BaseRetriever):
 
     def _both(self, query: str, index: KeywordIndex, view: View) -> list[Document]:
         found = self.candidates(query, index, view)
-        # Of the question, not of each passage: one that is right may be below both limits beside one that is not.
-        if not any(
-            near >= self.min_score or words >= self.min_match
-            for near, words in zip(found.judged.cosines, found.judged.shares, strict=True)
-        ):
-            return []
         ranked = self.fusion.ranked(found.judged)[: self._needed]
         return _held(found.take([i for i, _ in ranked], relevance=[relevance for _, relevance in ranked]), found.terms)
 

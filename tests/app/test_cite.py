@@ -113,6 +113,39 @@ def test_a_number_that_the_passage_lacks_is_not_supported_by_it() -> None:
     assert cite("In version 4 of 2026 the voucher is valid 18 months.", [year]).citations
 
 
+PRICES = chunk(
+    "# Price list 2026\n\n| Code | Article | Price |\n| --- | --- | --- |\n| BW-101 | Espresso cup | £14.00 |\n"
+    "| BW-311 | Tea pot | £104.00 |\n",
+    "prices.md",
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "quote"),
+    [
+        ("The price of BW-311 is £104.00.", "| BW-311 | Tea pot | £104.00 |"),
+        ("The price of BW-311 is £14.00.", None),
+        ("The tea pot costs £14.00.", None),
+        ("Price list 2026", None),
+        ("The list is of 2026.", None),
+    ],
+)
+def test_a_number_stands_in_the_quote_and_a_quote_is_one_row_and_no_heading(answer: str, quote: str | None) -> None:
+    assert [each.quote for each in cite(answer, [PRICES]).citations] == ([] if quote is None else [quote])
+
+
+def test_a_number_may_stand_in_the_heading_above_or_the_file_s_name() -> None:
+    text = chunk("The tea pot is sold out.", "prices-2026.md", headings="Shop > Stall 14")
+    for said in ("In 2026 the tea pot is sold out.", "At stall 14 the tea pot is sold out."):
+        assert len(cite(said, [text]).citations) == 1
+    assert cite("In 2025 the tea pot is sold out.", [text]).citations == []
+
+
+def test_a_title_ends_no_sentence() -> None:
+    answer = "The contact is Dr. Anke Vogel. She is in on Mondays."
+    assert [answer[a:b] for a, b in spans(answer)] == ["The contact is Dr. Anke Vogel.", "She is in on Mondays."]
+
+
 def test_numbers_of_empty_list_items_are_not_cited() -> None:
     table = chunk("| Tents | 15 |\n| Trunks | 2 |", "gear.md")
     assert not cite("1. 2.\n2.\n15.", [table]).citations

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.documents import Document
 
-from app.followup import accepted, expanded, request, stands_alone
+from app.followup import accepted, concerns, expanded, request, stands_alone
 from app.prompt import Turn
 
 EVAL = Path(__file__).resolve().parents[2] / "data" / "eval"
@@ -25,6 +26,30 @@ def test_the_rule_on_the_questions_written_for_it(row: dict[str, Any]) -> None:
 def test_nearly_all_sample_questions_stand_alone() -> None:
     asked = [json.loads(line)["question"] for line in (EVAL / "sample.jsonl").read_text("utf-8").splitlines()]
     assert sum(map(stands_alone, asked)) >= 0.95 * len(asked)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Who is the landlord?",
+        "What is the deposit?",
+        "When is the sale?",
+        "Where's the office?",
+        "谁是房东？",
+        "办公室在哪里？",
+    ],
+)
+def test_a_short_question_that_names_its_thing_stands_alone(question: str) -> None:
+    assert stands_alone(question)
+    assert not stands_alone("And the sale?")
+    assert not stands_alone("多少？")
+
+
+def test_what_a_reading_found_concerns_the_question_in_any_form_of_its_words() -> None:
+    asked = "How much does it weigh?"
+    assert concerns([Document("Weights: 120 g")], asked)
+    assert not concerns([Document("Prices: 14.00")], asked)
+    assert concerns([Document("羊驼的重量是120斤")], "它的重量呢？")
 
 
 @pytest.mark.parametrize(
