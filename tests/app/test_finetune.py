@@ -122,6 +122,14 @@ def test_questions_of_one_conversation_are_drawn_together(settings: Settings, sq
     ]
 
 
+def test_a_share_of_the_questions_without_an_answer(settings: Settings, squad: Path) -> None:
+    kept = [
+        sum(is_refusal(s.messages[-1]["content"]) for s in made(settings, squad, retrieve=False, **share))
+        for share in ({"impossible": 0.0, "unanswerable": 0.0}, {"unanswerable": 0.0})
+    ]
+    assert kept == [0, 3]
+
+
 def test_some_articles_only(settings: Settings, squad: Path) -> None:
     samples = made(settings, squad, articles="1:2", retrieve=False)
     assert {s.group for s in samples} == {"Heron-0002.txt"}

@@ -48,7 +48,8 @@ def server(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "app.cli", "serve", "--port", str(port)],
-            env={**os.environ, "PADDOCK_HOME": str(home)},
+            # The bare model talks long enough to be seen streaming and to be stopped; the reader says a word or two.
+            env={**os.environ, "PADDOCK_HOME": str(home), "PADDOCK_ADAPTER": "none"},
             stderr=file,
             stdout=file,
         )
