@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -109,7 +110,9 @@ def _item(number: int, value: Any) -> Item:
     if isinstance(id_, bool) or not isinstance(id_, str | int):
         asked = question if isinstance(question, str) else ""
         return Item(number, asked, error=f"line {number}: 'id' is neither text nor a whole number")
-    if not isinstance(question, str) or not question.strip():
+    if question is not None and not isinstance(question, str):
+        return Item(id_, error=f"line {number}: 'question' is not text")
+    if not question or not question.strip():
         return Item(id_, error=f"line {number} has no 'question'")
     kb, adapter = value.get("kb"), value.get("adapter")
     for name, given in (("kb", kb), ("adapter", adapter)):
@@ -125,10 +128,8 @@ def _item(number: int, value: Any) -> Item:
 def _filter(value: Any) -> Filter | None:
     """The filter of a line: an object, in a .csv file its JSON. Raises IngestError."""
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise IngestError(f"'filter' is not JSON ({error})") from error
     if value is not None and not isinstance(value, dict):
         raise IngestError('\'filter\' is not an object such as {"type": "pdf"}')
     return None if value is None else Filter.of(value)

@@ -175,7 +175,7 @@ class TestAnswerPath:
         errors = {rows[i]["question"]: rows[i]["error"] for i in rows if "error" in rows[i]}
         assert errors == {
             "d": "line 4: a filter has no 'typ'; it has: source, type, after, before, language",
-            "e": "line 5: 'filter' is not JSON (Expecting value: line 1 column 1 (char 0))",
+            "e": 'line 5: \'filter\' is not an object such as {"type": "pdf"}',
             "f": 'line 6: \'filter\' is not an object such as {"type": "pdf"}',
             "g": 'line 7: "en\' OR 1" is no code of a language; write en for English, zh for Chinese',
         }
