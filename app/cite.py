@@ -12,8 +12,7 @@ from langchain_core.documents import Document
 
 from app.echo import echoes
 
-# A sentence ends at Chinese end marks, and at Latin ones before white space.
-# The full stop of a title ends none.
+# A sentence ends at Chinese end marks, and at Latin ones before white space; at the full stop of a title it does not.
 TITLE = "".join(rf"(?<!\b{title})" for title in ("Dr", "Mr", "Mrs", "Ms", "Prof", "St", "vs"))
 END = re.compile(rf"[。！？；]+|{TITLE}[.!?]+[\"'”’)\]]*(?=\s)")
 NUMBERED = re.compile(r"\s*\d+\.")  # the number of a list item ends nothing
@@ -33,6 +32,7 @@ COMMON = frozenset(
     then can could will would shall should may might must also which who whom what when where how why all any each per
     according passage passages question answer document documents""".split()  # noqa: SIM905  read as prose
 )
+HEADING = re.compile(r"#{1,6} ")
 WRAPPED = 4  # lines that one sentence may well take in a PDF
 EDGES = " \t\r\n.,;:!?。，；：！？\"'“”‘’"
 ENOUGH = 0.5  # share of a sentence's words that a quote must hold to count as its support
@@ -153,11 +153,9 @@ def _exact(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | None:
     for index, chunk in enumerate(chunks):
         text = chunk.page_content
         for hit in wanted.finditer(text):
-            around = [(a, b) for a, b in spans(text) if a < hit.end() and b > hit.start()]
-            if text[around[0][0]] == "#":
-                continue  # a heading supports nothing
-            quote = text[around[0][0] : around[-1][1]]
-            return index, _without_idle_lines(quote, words(sentence))
+            around = [(a, b) for a, b in _telling(text) if a < hit.end() and b > hit.start()]
+            if around:
+                return index, _without_idle_lines(text[around[0][0] : around[-1][1]], words(sentence))
     return None
 
 
@@ -174,9 +172,7 @@ def _by_words(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | No
     best: tuple[float, int, str] | None = None
     for index, chunk in enumerate(chunks):
         text = chunk.page_content
-        if not _has_numbers(chunk, wanted):
-            continue
-        pieces = [(start, end) for start, end in spans(text) if text[start] != "#"]
+        pieces = _telling(text)
         held = [wanted & words(text[start:end]) for start, end in pieces]
         options = [(len(h) / len(wanted), pieces[i]) for i, h in enumerate(held)]
         options += [
@@ -186,16 +182,20 @@ def _by_words(sentence: str, chunks: Sequence[Document]) -> tuple[int, str] | No
             if "|" not in (text[pieces[i][0]], text[pieces[i + 1][0]])
         ]
         for share, (start, end) in options:
-            quote = text[start:end]
-            if share >= ENOUGH and (best is None or share > best[0]) and _has_numbers(chunk, wanted, quote):
-                best = (share, index, quote)
+            better = share >= ENOUGH and (best is None or share > best[0])
+            if better and _has_numbers(text[start:end], chunk, wanted):
+                best = (share, index, text[start:end])
     return None if best is None else (best[1], _without_idle_lines(best[2], wanted))
 
 
-def _has_numbers(chunk: Document, wanted: set[str], quote: str | None = None) -> bool:
-    """Whether the numbers among these words stand in a chunk or a quote of it, its headings or its file's name."""
-    text = chunk.page_content if quote is None else quote
-    known = words(f"{text}\n{chunk.metadata.get('headings', '')}\n{chunk.metadata['source']}")
+def _telling(text: str) -> list[tuple[int, int]]:
+    """(start, end) of what can support something: all but the headings."""
+    return [(start, end) for start, end in spans(text) if not HEADING.match(text, start)]
+
+
+def _has_numbers(quote: str, chunk: Document, wanted: set[str]) -> bool:
+    """Whether the numbers among these words stand in a quote, the headings above it or its file's name."""
+    known = words(f"{quote}\n{chunk.metadata.get('headings', '')}\n{chunk.metadata['source']}")
     return {word for word in wanted if word[0].isdigit()} <= known
 
 
@@ -259,18 +259,18 @@ def _support(
         return "words", found
     wanted = words(sentence)
     # Where no chunk has the sentence's numbers, the model need not be asked.
-    if likely is not None and wanted and any(_has_numbers(chunk, wanted) for chunk in chunks):
+    if likely is not None and wanted and any(_has_numbers(each.page_content, each, wanted) for each in chunks):
         index = likely(sentence, chunks)
-        if index is not None and _has_numbers(chunks[index], wanted):
-            return "likelihood", (index, _nearest(sentence, chunks[index].page_content))
+        quote = None if index is None else _nearest(wanted, chunks[index].page_content)
+        if index is not None and quote is not None and _has_numbers(quote, chunks[index], wanted):
+            return "likelihood", (index, quote)
     return None, None
 
 
-def _nearest(sentence: str, text: str) -> str:
-    """The sentence of a text that shares the most words with this one."""
-    wanted = words(sentence)
-    pieces = [text[start:end] for start, end in spans(text)]
-    return max(pieces, key=lambda piece: len(wanted & words(piece)), default=text)
+def _nearest(wanted: set[str], text: str) -> str | None:
+    """The sentence of a text that shares the most of these words; None where it has no sentence."""
+    pieces = [text[start:end] for start, end in _telling(text)]
+    return max(pieces, key=lambda piece: len(wanted & words(piece)), default=None)
 
 
 def _citation(n: int, chunk: Document, quote: str) -> Citation:

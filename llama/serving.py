@@ -87,7 +87,9 @@ class Variant:
     def forward(
         variants: Sequence[Variant], tokens: Sequence[Sequence[int]], caches: Sequence[KVCache], last: Sequence[int]
     ) -> list[Tensor]:
-        """Requests of variants that go `together` through the model; see `Engine.forward`."""
+        """Requests of variants that go `together` through the model; see `Engine.forward`. Else raises ValueError."""
+        if len({each.together for each in variants}) > 1:
+            raise ValueError("these adapters cannot share a forward; ask for them one after the other")
         first, sizes = variants[0], [len(each) for each in tokens]
         if first._fused is not None:
             return first._fused(tokens, caches, last, [each._beside for each in variants])

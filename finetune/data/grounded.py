@@ -121,10 +121,11 @@ def _mixed(
 ) -> list[GroundedQuestion]:
     """Takes the next `turns` questions: of the paragraph, and a share of others. At least one is of the paragraph."""
     taken: list[GroundedQuestion] = []
+    others = 0
     while own and len(taken) < turns:
-        last = len(taken) == turns - 1
-        if foreign and draw.random() < share and not (last and all(each in foreign for each in taken)):
+        if foreign and draw.random() < share and others < turns - 1:
             taken.append(foreign.pop())
+            others += 1
         else:
             taken.append(own.pop())
     draw.shuffle(taken)

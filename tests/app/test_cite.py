@@ -179,6 +179,11 @@ def test_likelihood_supports_no_number_that_the_passage_lacks(sentence: str, lik
     assert bool(cited.citations) == supported
 
 
+def test_likelihood_supports_no_number_of_another_row() -> None:
+    assert not cite("Whoever buys one tea pot now pays 14.00 pounds.", [PRICES], lambda said, chunks: 0).citations
+    assert cite("Whoever buys one tea pot now pays 104.00 pounds.", [PRICES], lambda said, chunks: 0).citations
+
+
 def test_the_model_is_not_asked_about_a_number_that_no_passage_has() -> None:
     def likely(said: str, chunks: Sequence[Document]) -> int | None:
         raise AssertionError("the model was asked")

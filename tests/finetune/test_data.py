@@ -10,7 +10,7 @@ import pytest
 
 from finetune.config import Config, options_of
 from finetune.data.encode import Encoder
-from finetune.data.grounded import GroundedQuestion, grounded
+from finetune.data.grounded import GroundedQuestion, conversations, grounded
 from finetune.data.quality import language, quality
 from finetune.data.readers import READERS, Layout
 from finetune.data.samples import Faults, Sample
@@ -294,6 +294,12 @@ class Shelf:
     def messages(self, question: str, passages: Any) -> Any:
         return [{"role": "user", "content": f"{question}|{'|'.join(passages)}"}]
 
+    def again(self, question: str) -> Any:
+        return {"role": "user", "content": question}
+
+    def answer(self, question: GroundedQuestion, passages: Any) -> str | None:
+        return question.answers[0] if f"gold of {question.id}" in passages else None
+
     def refusal(self, question: str) -> str:
         return "I could not find it."
 
@@ -324,6 +330,18 @@ def test_unanswerable_questions_are_refused() -> None:
     assert all(len(row) > 2 for row in refused), "with passages that do not hold it"
     assert [row[-1] for row in ask(3, answers=())] == ["I could not find it."] * 3
     assert ask(3, text="lost?") == [], "no passage holds the answer, so it is neither"
+
+
+def test_however_many_ask_of_other_paragraphs_one_asks_of_the_conversation_s_own() -> None:
+    """Else nothing would be known of its passages, and it would be lost."""
+    questions = [GroundedQuestion(f"{p}{n}", f"{p}{n}?", ("a",), "doc", "x", p) for p in "pqrst" for n in range(3)]
+    made = list(conversations(questions, Shelf(), 0, 1.0, seed=0, turns=2))
+    assert len(made) == len(questions)
+    for sample in made:
+        assert sorted(m["content"] for m in sample.messages if m["role"] == "assistant") == [
+            "I could not find it.",
+            "a",
+        ]
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------

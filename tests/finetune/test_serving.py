@@ -353,6 +353,13 @@ def test_a_fault_ends_the_requests_of_its_forward_alone(shelf: Path, monkeypatch
     assert engine.scheduler.running == 0
 
 
+def test_what_cannot_share_a_forward_is_not_given_one(shelf: Path) -> None:
+    engine = engine_of("float32", shelf)
+    variants = [engine.plain, engine.variant("lora")]
+    with pytest.raises(ValueError, match="cannot share"):
+        engine.forward([IDS, IDS], [each.new_cache(1, 20) for each in variants], variants=variants)
+
+
 def test_an_adapter_that_is_not_finite_is_refused(shelf: Path, tmp_path: Path) -> None:
     mine = tmp_path / "float32" / "mine"
     shutil.copytree(shelf / "float32" / "lora", mine)
