@@ -62,13 +62,13 @@ class Retrieved(_Prompted):
             self._last = (question.id, list(self._retriever.invoke(question.text)))
         return self._last[1]
 
-    def _is_gold(self, chunk: Document, question: GroundedQuestion) -> bool:
+    def is_gold(self, chunk: Document, question: GroundedQuestion) -> bool:
         return question.paragraph in self._corpus.paragraphs_of(chunk) and _answers(chunk, question)
 
     def gold(self, question: GroundedQuestion) -> Document | None:
         known: list[Document] = [*self._found(question), *self._chunks.get(question.group, ())]
         for chunk in known:
-            if self._is_gold(chunk, question):
+            if self.is_gold(chunk, question):
                 return chunk
         return None
 
@@ -78,7 +78,7 @@ class Retrieved(_Prompted):
     def rank(self, question: GroundedQuestion) -> int:
         before = 0
         for chunk in self._found(question):
-            if self._is_gold(chunk, question):
+            if self.is_gold(chunk, question):
                 return before
             before += not _answers(chunk, question)
         return before
@@ -105,6 +105,10 @@ class Neighbours(_Prompted):
 
     def gold(self, question: GroundedQuestion) -> Document | None:
         return self._document(question.paragraph) if question.paragraph in self._paragraphs else None
+
+    def is_gold(self, chunk: Document, question: GroundedQuestion) -> bool:
+        gold = self.gold(question)
+        return gold is not None and gold.page_content == chunk.page_content and _answers(chunk, question)
 
     def others(self, question: GroundedQuestion, count: int) -> list[Document]:
         draw = random.Random(f"{self._seed}/{question.id}")
@@ -148,7 +152,9 @@ def squad_reader(settings: Settings) -> Any:
         ]
         questions = _drawn(questions, spec, seed)
         if spec.turns > 1:
-            made = conversations(questions, grounding, spec.distractors, spec.unanswerable, seed, spec.turns)
+            made = conversations(
+                questions, grounding, spec.distractors, spec.unanswerable, seed, spec.turns, spec.elsewhere
+            )
         else:
             made = grounded(questions, grounding, spec.distractors, spec.unanswerable, seed)
         return list(made)

@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 class DataSpec(Options):
-    """A [[data]] table: one file and how it is read. The last seven keys are for questions with their paragraphs."""
+    """A [[data]] table: one file and how it is read. The last eight keys are for questions with their paragraphs."""
 
     file: str = Field(min_length=1)
     format: str = Field(description="alpaca, sharegpt, messages, text, dataset_info or squad")
@@ -31,6 +31,7 @@ class DataSpec(Options):
     retrieve: bool = Field(True, description="squad: distractors are what the retriever finds, else neighbours")
     impossible: float = Field(1.0, ge=0, le=1, description="squad: share kept of the questions without an answer")
     turns: int = Field(1, ge=1, description="squad: up to so many questions about one paragraph in a conversation")
+    elsewhere: float = Field(0.0, ge=0, description="squad: with turns, so many times more about what distractors hold")
     answer_length: int | None = Field(None, ge=1, description="squad: no answers of more characters")
     articles: str = Field("", description='squad: only these, as "0:17" of the articles in their order')
 

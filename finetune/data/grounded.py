@@ -38,6 +38,9 @@ class Grounding(Protocol[Passage]):
     def answer(self, question: GroundedQuestion, passages: Sequence[Passage]) -> str | None:
         """The shortest of its answers that stands in one of the passages; None where none does."""
 
+    def is_gold(self, passage: Passage, question: GroundedQuestion) -> bool:
+        """Whether the passage is of the question's paragraph and holds an answer to it."""
+
     def refusal(self, question: str) -> str:
         """What is to be said when the passages do not hold the answer."""
 
@@ -94,11 +97,14 @@ def conversations(
     unanswerable: float,
     seed: int,
     turns: int,
+    elsewhere: float = 0.0,
 ) -> Iterator[Sample]:
     """Conversations of up to `turns` questions about one paragraph, whose passages are read once for all of them.
 
     A question is answered where the passages hold its answer and refused where it has none; a share `unanswerable` of
     the turns asks what other paragraphs of the document answer, and is to be refused. One that is neither is left out.
+    Besides, up to `elsewhere` times as many questions are asked whose answer is in the distractors: else the first
+    answer would give away the passage of all others.
     """
     draw = random.Random(seed)
     of_document: dict[str, list[GroundedQuestion]] = {}
@@ -111,7 +117,8 @@ def conversations(
         draw.shuffle(foreign)
         while asked:
             mixed = _mixed(asked, foreign, unanswerable, turns, draw)
-            sample = _conversation(mixed, paragraph, grounding, draw.randint(0, distractors))
+            more = draw.sample(foreign, len(foreign)) if elsewhere else []
+            sample = _conversation(mixed, paragraph, grounding, draw.randint(0, distractors), more, elsewhere)
             if sample is not None:
                 yield sample
 
@@ -133,17 +140,28 @@ def _mixed(
 
 
 def _conversation(
-    asked: Sequence[GroundedQuestion], paragraph: str | None, grounding: Grounding[Passage], count: int
+    asked: Sequence[GroundedQuestion],
+    paragraph: str | None,
+    grounding: Grounding[Passage],
+    count: int,
+    more: Sequence[GroundedQuestion],
+    elsewhere: float,
 ) -> Sample | None:
-    """The questions behind each other, around the passage that answers the first of them that has an answer."""
+    """The questions behind each other, around the passage that answers the first of them that has an answer.
+
+    more: of them, those that a distractor answers are strewn in, up to `elsewhere` times as many as are asked.
+    """
     anchor = next((each for each in asked if each.answers and each.paragraph == paragraph), None)
     if anchor is None or (gold := grounding.gold(anchor)) is None:
         return None
     passages = grounding.others(anchor, count)
     at = min(grounding.rank(anchor), len(passages))
+    held = [each for each in more if any(grounding.is_gold(passage, each) for passage in passages)]
     passages = [*passages[:at], gold, *passages[at:]]
+    turns = [*asked, *held[: round(elsewhere * len(asked))]]
+    random.Random(anchor.id).shuffle(turns)
     messages: list[Message] = []
-    for question in asked:
+    for question in turns:
         answer = grounding.answer(question, passages)
         if answer is None and question.answers and question.paragraph == paragraph:
             continue  # its passage was cut from this one: whether it is answered, nobody knows

@@ -102,6 +102,18 @@ def test_what_is_asked_of_a_cut_paragraph_is_answered_or_left_out(settings: Sett
         assert all(a["content"] in shown or is_refusal(a["content"]) for a in sample.messages[2::2])
 
 
+@pytest.mark.parametrize("retrieve", [True, False])
+def test_distractors_are_asked_about(retrieve: bool, settings: Settings, squad: Path) -> None:
+    """Every question has its answer in a passage shown, those about distractors too."""
+    more = made(settings, squad, turns=4, unanswerable=0.0, impossible=0.0, distractors=6, elsewhere=2.0,
+                retrieve=retrieve)  # fmt: skip
+    plain = made(settings, squad, turns=4, unanswerable=0.0, impossible=0.0, distractors=6, retrieve=retrieve)
+    grown = sum(len(s.messages) for s in more) - sum(len(s.messages) for s in plain)
+    assert grown == 0 if retrieve else grown > 0, "retrieved, a document of this set is one passage"
+    for sample in more:
+        assert all(answer["content"] in sample.messages[1]["content"] for answer in sample.messages[2::2])
+
+
 def test_answers_are_short_and_bare(settings: Settings, tmp_path: Path) -> None:
     rows = [("a", "Zoe Hart,"), ("b", "the U.S."), ("c", "in May of that very long year."), ("d", "in May.")]
     text = "It was Zoe Hart, of the U.S. Navy, in May. So it was in May of that very long year."

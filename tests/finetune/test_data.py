@@ -300,6 +300,9 @@ class Shelf:
     def answer(self, question: GroundedQuestion, passages: Any) -> str | None:
         return question.answers[0] if f"gold of {question.id}" in passages else None
 
+    def is_gold(self, passage: str, question: GroundedQuestion) -> bool:
+        return passage == f"gold of {question.id}" or question.id in passage.split()
+
     def refusal(self, question: str) -> str:
         return "I could not find it."
 
@@ -342,6 +345,34 @@ def test_however_many_ask_of_other_paragraphs_one_asks_of_the_conversation_s_own
             "I could not find it.",
             "a",
         ]
+
+
+class TwoHeld(Shelf):
+    """The first distractor holds the answers to questions 0 and 1 of every other paragraph."""
+
+    def others(self, question: GroundedQuestion, count: int) -> list[str]:
+        return [" ".join(f"{p}{n}" for p in "pqrst" if p != question.paragraph for n in (0, 1))][:count]
+
+    def answer(self, question: GroundedQuestion, passages: Any) -> str | None:
+        return "a" if question.paragraph in str(passages) else None
+
+
+@pytest.mark.parametrize(("elsewhere", "more"), [(0.0, 0), (0.34, 1), (1.0, 3), (9.0, 8)])
+def test_some_questions_are_about_what_a_distractor_holds(elsewhere: float, more: int) -> None:
+    """Else the first answer would give away the passage of all others."""
+    questions = [GroundedQuestion(f"{p}{n}", f"{p}{n}?", ("a",), "doc", "x", p) for p in "pqrst" for n in range(3)]
+    orders = set()
+    for sample in conversations(questions, TwoHeld(), 9, 0.0, seed=0, turns=3, elsewhere=elsewhere):
+        asked = [m["content"].split("|")[0] for m in sample.messages if m["role"] == "user"]
+        own = sample.messages[0]["content"].split("gold of ")[1][0]
+        foreign = [each for each in asked if each[0] != own]
+        count = more if "|" in sample.messages[0]["content"].split("gold of")[0].split("|", 1)[1] else 0
+        assert len(asked) - len(foreign) == 3
+        assert len(foreign) == count
+        assert all(each[1] in "01" for each in foreign), "only what a passage answers"
+        assert {m["content"] for m in sample.messages if m["role"] == "assistant"} == {"a"}
+        orders.add(tuple(each[0] == own for each in asked))
+    assert elsewhere < 1 or len(orders) > 1, "in no fixed order"
 
 
 # -- configuration -----------------------------------------------------------------------------------------------------
