@@ -3,9 +3,10 @@
     python bench/methods.py SET.json [--steps 40] [--questions 100] [--kept 6] [--methods lora dora ...]
 
 SET is a file in SQuAD's form. Its last articles are kept aside; each shipped configuration of a method is trained on
-the others for the same number of steps of eight questions with their passages, in a process of its own, and answers
-questions about the articles kept aside from the right paragraph. Memory is the peak of the training process, tokens a
-second are a step's median without the first. The bare model stands beside them. The last line is JSON.
+the others for the same number of steps of eight conversations, five questions about a paragraph each, in a process of
+its own, and answers questions about the articles kept aside from the right paragraph. Memory is the peak of the
+training process, tokens a second are a step's median without the first. The bare model stands beside them. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ from finetune.config import CONFIGS  # noqa: E402
 from finetune.folder import TENSORS  # noqa: E402
 
 TASK = "xquad-en-a.json"  # configurations that name it are those of the methods
+TURNS = 5  # questions of a conversation about one paragraph
 COLUMNS = ("trainable", "memory_mb", "tokens_per_s", "seconds", "f1", "contains")
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10)"
 
 
 def methods() -> list[str]:
     """The shipped configurations that train a method on the common task."""
-    return sorted(path.stem for path in CONFIGS.glob("*.toml") if TASK in path.read_text("utf-8").split("[[data]]")[1])
+    tables = {path.stem: path.read_text("utf-8").split("[[data]]")[1:] for path in CONFIGS.glob("*.toml")}
+    return sorted(name for name, (first, *more) in tables.items() if TASK in first and not more)
 
 
 def split(path: Path, kept: int, folder: Path) -> tuple[Path, Path]:
@@ -67,7 +70,8 @@ def scores(home: Path, kept: Path, questions: int, adapter: str) -> dict[str, fl
 def measure(home: Path, name: str, training: Path, kept: Path, args: argparse.Namespace) -> dict[str, Any]:
     changes = {
         "data.0.file": json.dumps(str(training)), "train.max_steps": args.steps, "train.val_size": 0,
-        "train.batch_size": 8, "train.warmup_ratio": 0.1,
+        "train.batch_size": 8, "train.warmup_ratio": 0.1, "data.0.turns": TURNS, "data.0.distractors": 0,
+        "data.0.retrieve": "false", "data.0.unanswerable": 0.0,
     }  # fmt: skip
     sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
     _, memory = paddock(home, "finetune", "train", name, *sets)
