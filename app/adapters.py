@@ -35,6 +35,8 @@ class Shelf:
 
     def folder_of(self, name: str) -> Path:
         """An adapter's folder, by its name or as a path. Raises AppError where there is none."""
+        if not name.strip():
+            raise AppError("the adapter's name is empty; see `paddock finetune list`")
         known, path = self.folders(), Path(name).expanduser()
         if name in known:
             return known[name]

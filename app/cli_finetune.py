@@ -100,11 +100,16 @@ def list_(configs: bool, as_json: bool) -> None:
     show_default=True,
     help="Precision of the weights that are written.",
 )
-def merge(name: str, out: Path, dtype: str, **overrides: Any) -> None:
+@click.option(
+    "--into",
+    type=click.Choice(["original", "dequantized"]),
+    help="QLoRA: the weights as they were, or as the four bits have them that it was trained beside.",
+)
+def merge(name: str, out: Path, dtype: str, into: str | None, **overrides: Any) -> None:
     """Merge adapter NAME into its base model and write that as a Hugging Face folder."""
     from app import finetuning
 
-    click.echo(finetuning.merge(config.load_settings(**overrides), name, out, dtype))
+    click.echo(finetuning.merge(config.load_settings(**overrides), name, out, dtype, into))
 
 
 @finetune_group.command("export")

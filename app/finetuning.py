@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,12 +174,16 @@ def export_peft(settings: Settings, name: str, out: Path) -> str:
     return f"Written to {out}, in PEFT's form"
 
 
-def merge(settings: Settings, name: str, out: Path, dtype: str) -> str:
-    """Merges an adapter into its base model, written as a Hugging Face folder."""
+def merge(settings: Settings, name: str, out: Path, dtype: str, into: str | None = None) -> str:
+    """Merges an adapter into its base model, written as a Hugging Face folder.
+
+    into: for QLoRA, "original" or "dequantized", the weights that it is merged into; as it was trained by default.
+    """
     import torch
 
+    from finetune.data.encode import ALPACA_CHAT
     from finetune.export import export
-    from finetune.folder import load_adapter
+    from finetune.folder import load_adapter, read_card
     from finetune.run import base_of
     from llama.adaptation import NONE
     from llama.checkpoint import load_transformer
@@ -186,17 +191,25 @@ def merge(settings: Settings, name: str, out: Path, dtype: str) -> str:
     _free(out)
     source, checkpoint = Shelf(settings).folder_of(name), checkpoint_of(settings)
     model = load_transformer(checkpoint, torch.float32, "cpu")
-    entered, adapter, card = load_adapter(source, model, base_of(checkpoint, settings.cache / "models.json"))
+    base, card = base_of(checkpoint, settings.cache / "models.json"), read_card(source)
+    if card.base is not None and card.base.chat_template == ALPACA_CHAT:
+        base = replace(base, chat_template=ALPACA_CHAT)  # which goes into the merged model
+    entered, adapter, card = load_adapter(source, model, base)
+    kept = getattr(adapter.options, "merge_into", None)
+    if into is not None and kept is None:
+        raise AppError(f"--into is for QLoRA, and '{name}' is of the method {card.method}; leave it out")
+    kept = into or kept
     ids = torch.tensor([checkpoint.tokenizer().encode("The quick brown fox jumps over the lazy dog. 一二三。")])
     with torch.no_grad():
         beside = entered(ids, adaptation=adapter)
-        if getattr(adapter.options, "merge_into", "") == "original":  # not the four bits that it was trained beside
+        if kept == "original":  # not the four bits that it was trained beside
             entered = load_transformer(checkpoint, torch.float32, "cpu")
         adapter.merge(entered)
         drift = (entered(ids, adaptation=NONE) - beside).abs().max().item()
     template = card.base.chat_template if card.base else checkpoint.chat_template
     missing = export(entered, checkpoint, out, template, getattr(torch, dtype))
-    return "\n".join([f"Written to {out}; logits differ from the adapter's by {drift:.2g} at most",
+    hint = " (--into dequantized writes what it was trained beside)" if kept == "original" else ""
+    return "\n".join([f"Written to {out}; logits differ from the adapter's by {drift:.2g} at most{hint}",
                       *(f"Not written: {each}" for each in missing)])  # fmt: skip
 
 

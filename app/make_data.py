@@ -80,9 +80,9 @@ def make(
             made, why = (None, "no question") if not question else _kept(services, kb, chunk, question, likelihood)
             if made is not None and question.lower() in seen:
                 made, why = None, "asked before"
-            seen.add(question.lower())
             count(why)
             if made is not None:
+                seen.add(question.lower())
                 yield made
 
 
@@ -150,17 +150,23 @@ def _likelihood(services: Services, question: str, chunk: Document, answer: str)
 
 
 def write(services: Services, kb: str, out: Path, limit: int | None, likelihood: float) -> dict[str, int]:
-    """Writes a line for each kept question, as soon as it is there. Returns how many passages met which end."""
+    """Writes a line for each kept question, as soon as it is there. Returns how many passages met which end.
+
+    A file that is there already stays as it is: somebody may have reviewed it. Raises AppError.
+    """
     counts: dict[str, int] = {}
+    services.retriever(kb, services.settings.k)  # a knowledge base that is not there leaves no file behind
 
     def count(why: str) -> None:
         counts[why] = counts.get(why, 0) + 1
 
     try:
-        with out.open("w", encoding="utf-8") as file:
+        with out.open("x", encoding="utf-8") as file:
             for made in make(services, kb, limit, likelihood, count):
                 file.write(json.dumps(made.to_json(), ensure_ascii=False) + "\n")
                 file.flush()
+    except FileExistsError as error:
+        raise AppError(f"{out} is there already; choose another file with -o") from error
     except OSError as error:
         raise AppError(f"{out} cannot be written ({error.strerror}); choose another file with -o") from error
     return counts

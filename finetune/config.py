@@ -12,6 +12,7 @@ from finetune.adapters import method
 from finetune.adapters.base import Options
 from finetune.errors import FinetuneError, nearest
 
+RESERVED = ("none", "auto")  # what `--adapter` takes for none of them, and for the one that fits
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -74,6 +75,15 @@ class Config(Options):
     data: tuple[DataSpec, ...] = Field(min_length=1)
     train: Loop = Field(default_factory=lambda: Loop.model_validate({}))
     store_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, given: str) -> str:
+        if given in RESERVED:
+            raise FinetuneError(
+                f'an adapter cannot be called "{given}", which stands for a choice; give it another name'
+            )
+        return given
 
     @field_validator("method")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from finetune.adapters import METHODS, method
 from finetune.adapters.base import Adapter, Method
 from finetune.checkpoints import replace_folder
 from finetune.config import options_of
+from finetune.data.encode import ALPACA_CHAT
 from finetune.errors import FinetuneError
 from llama.config import ModelConfig
 from llama.model import Transformer
@@ -89,14 +91,19 @@ def save_adapter(
 
 
 def peft_folder(folder: Path, source: Path, config: ModelConfig) -> None:
-    """Writes an adapter in PEFT's form alone. Raises FinetuneError where that form cannot say it."""
+    """Writes an adapter in PEFT's form. Raises FinetuneError where that form cannot say it.
+
+    What it was made for goes along, in a file that PEFT passes over.
+    """
     card = read_card(source)
     made = method(card.method)
     if not card.peft:
         if made.peft is None:
             raise FinetuneError(f"PEFT has no form for {card.method}; merge it, or keep it as it is")
         made.peft.write(_options(made, card), config, _tensors(source))  # says why not
-    replace_folder(folder, {name: (source / name).read_bytes() for name in (CONFIG, TENSORS)})
+    replace_folder(folder, {
+        name: (source / name).read_bytes() for name in (CONFIG, TENSORS, OURS) if (source / name).is_file()
+    })  # fmt: skip
 
 
 def read_card(folder: Path) -> Card:
@@ -117,7 +124,7 @@ def read_card(folder: Path) -> Card:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FinetuneError(f"{folder.name} is no adapter that can be read ({error})") from error
     known = {made.peft.kind: name for name, made in reversed(METHODS.items()) if made.peft is not None}
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise FinetuneError(f"{folder.name} is of PEFT's kind {kind!r}; known are {', '.join(known)}")
     return Card(known[kind], {}, None, True, {})
 
@@ -136,6 +143,11 @@ def require_base(name: str, card: Card, base: Base) -> None:
                 f"adapter '{name}' was made for {made_for.model}, and {base.model} has another {what} "
                 f"({ours[:12]}, not {theirs[:12]}); load that model, or train the adapter anew for this one"
             )
+    if base.chat_template != made_for.chat_template == ALPACA_CHAT:
+        raise FinetuneError(
+            f"adapter '{name}' was trained on Alpaca's prompts, and {base.model} is asked with others; merge it with "
+            "`paddock finetune merge`, and use the model that comes of it"
+        )
     if base.chat_template != made_for.chat_template:
         raise FinetuneError(
             f"adapter '{name}' was trained with the chat template of {made_for.model}, and {base.model} has another "
@@ -196,13 +208,16 @@ def _read(folder: Path, config: ModelConfig, base: Base | None) -> tuple[Adapter
             raise FinetuneError(f"adapter '{folder.name}' cannot be used: {name} is not finite; train it again")
     try:
         if card.peft:
-            assert made.peft is not None
+            if made.peft is None:
+                raise FinetuneError(f"PEFT has no form for {card.method}, and its card says that it is in that form")
             options, tensors = made.peft.read(json.loads((folder / CONFIG).read_text("utf-8")), config, tensors)
             given = options_of({"name": made.name, **card.options, **options})
         else:
             given = _options(made, card)
         adapter = made.make(config, given)
-    except (FinetuneError, OSError, ValueError, KeyError) as error:
+    except KeyError as error:
+        raise FinetuneError(f"adapter '{folder.name}' cannot be used: its {CONFIG} lacks {error}") from error
+    except (FinetuneError, OSError, ValueError, TypeError, AttributeError, IndexError, re.error) as error:
         raise FinetuneError(f"adapter '{folder.name}' cannot be used: {error}") from error
     return adapter, {name: tensor.to(torch.float32) for name, tensor in tensors.items()}, card
 

@@ -16,7 +16,7 @@ import torch
 from finetune.adapters import method
 from finetune.config import Config, DataSpec
 from finetune.data import dataset_info
-from finetune.data.encode import Encoder
+from finetune.data.encode import ALPACA_CHAT, Encoder
 from finetune.data.quality import Quality, quality
 from finetune.data.readers import READERS, Layout
 from finetune.data.samples import Example, Faults, Sample
@@ -163,6 +163,8 @@ def train(
     """
     world, tokenizer = world or Alone(), checkpoint.tokenizer()
     learner, base = build(config, checkpoint, tokenizer, device), base_of(checkpoint, cache)
+    if config.stage == "sft" and config.train.template == "alpaca":
+        base = replace(base, chat_template=ALPACA_CHAT)
     if start is not None:
         go_on_from(start, learner.adapter, learner.model, config.method_name, base)
     folder = runs / config.name

@@ -33,7 +33,7 @@ Encode = Callable[[str], list[int]]
 class Options(BaseModel):
     """Settings of a method; its fields are the keys that stand beside the method's name."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Adapter(Adaptation):

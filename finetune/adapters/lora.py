@@ -126,10 +126,12 @@ class Lora(Adapter):
         whole: Tensor = linear(x) + low
         if pair.magnitude is None:
             return whole
-        with torch.no_grad():  # the norm counts as a constant (section 4.3)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            # The norm counts as a constant (section 4.3).
             norm = (dense(linear).float() + scale * (pair.B @ pair.A)).norm(dim=1)
-        factor: Tensor = (pair.magnitude / norm).to(x.dtype)
-        return factor * whole
+        # Near 1 a factor in bf16 has steps of half a per cent; what it is more or less than 1 has not.
+        more: Tensor = (pair.magnitude / norm - 1).to(whole.dtype)
+        return whole + more * whole
 
     def serve(self, model: Transformer, tensors: Mapping[str, Tensor]) -> Serving:
         """Scale and norms are taken once. Beside a base in fewer bits, the norms are those of what they stand for."""

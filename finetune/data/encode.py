@@ -22,6 +22,18 @@ ALPACA = (
     "### Instruction:\n{instruction}\n\n### Response:"
 )
 
+# The same as a chat template, to ask what was trained on it. A system message stands before the instruction.
+ALPACA_CHAT = (
+    "{{ 'Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\\n\\n' }}"
+    "{% set before = namespace(text='') %}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{% set before.text = message['content'] + '\\n\\n' %}"
+    "{% elif message['role'] == 'user' %}"
+    "{{ '### Instruction:\\n' + before.text + message['content'] + '\\n\\n### Response:' }}"
+    "{% set before.text = '' %}"
+    "{% else %}{{ message['content'] + eos_token + '\\n\\n' }}{% endif %}{% endfor %}"
+)
+
 
 class Encoder:
     """Turns samples into examples of at most `cutoff_len` tokens; what is longer is told and left out, never cut.

@@ -12,13 +12,18 @@ import torch
 from langchain_core.documents import Document
 
 from app import adapters
+from app.adapters import Shelf
 from app.cli import main
-from app.config import Settings
+from app.config import Settings, load_settings
 from app.grounded import readers
 from app.prompt import messages_for
 from app.refusal import is_refusal
 from finetune.config import DataSpec
+from finetune.data.encode import Encoder
 from finetune.data.samples import Faults, Sample
+from finetune.errors import FinetuneError
+from llama.chat import ChatTemplate
+from llama.checkpoint import load_transformer, open_checkpoint
 
 FACTS = ["The key box has the code 4471.", "The herd is shorn in May.", "Snow closes the pass in October."]
 
@@ -211,15 +216,55 @@ def test_train_list_export_merge(workplace: Path, capsys: pytest.CaptureFixture[
     assert main(["finetune", "list"]) == 0
     assert "talk: lora for SmolLM2" in capsys.readouterr().out
     assert main(["finetune", "export", "talk", "-o", "peft"]) == 0
-    assert sorted(p.name for p in (tmp_path / "peft").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert {p.name for p in (tmp_path / "peft").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "paddock.json",
+    }  # fmt: skip
     assert main(["finetune", "export", "talk", "-o", "peft"]) == 1
     capsys.readouterr()
     assert main(["finetune", "merge", "talk", "-o", "merged", "--dtype", "bfloat16"]) == 0
     assert "logits differ from the adapter's by" in capsys.readouterr().out
-    from llama.checkpoint import load_transformer, open_checkpoint
-
     merged = load_transformer(open_checkpoint(tmp_path / "merged"), torch.float32, "cpu")
     assert merged.config.n_layers == 30
+
+
+def test_qlora_is_merged_into_either_weights(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("train", "talk.toml", "--device", "cpu", "--set", "method.name=qlora", "--set", "name=four")
+    assert main(["finetune", *words]) == 0
+    drift = {}
+    for into in ("original", "dequantized"):
+        capsys.readouterr()
+        assert main(["finetune", "merge", "four", "-o", into, "--into", into]) == 0
+        said = capsys.readouterr().out
+        drift[into] = float(re.search(r"by (\S+) at most", said)[1])  # type: ignore[index]
+        assert ("--into dequantized" in said) == (into == "original")
+    assert drift["dequantized"] < 0.01 < drift["original"]
+    assert main(["finetune", "train", "talk.toml", "--device", "cpu"]) == 0
+    assert main(["finetune", "merge", "talk", "-o", "x", "--into", "original"]) == 1
+    assert "--into is for QLoRA" in capsys.readouterr().err
+
+
+def test_what_learned_alpacas_prompts_is_asked_with_them(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "train", "talk.toml", "--device", "cpu", "--set", "train.template=alpaca"]) == 0
+    settings = load_settings()
+    with pytest.raises(FinetuneError, match="was trained on Alpaca's prompts"):
+        Shelf(settings).chosen("talk")
+    assert main(["finetune", "merge", "talk", "-o", "merged"]) == 0
+    template = Path("merged", "chat_template.jinja").read_text("utf-8")
+    tokenizer = open_checkpoint(settings.path_of_model(settings.model)).tokenizer()
+    asked = ChatTemplate(template, tokenizer).encode([{"role": "user", "content": "Say 1"}])
+    sample = Sample(
+        ({"role": "user", "content": "Say 1"}, {"role": "assistant", "content": "1!"}), group="g", origin="o"
+    )
+    (example,) = Encoder(tokenizer, None, 100, "alpaca")([sample], Faults())
+    assert tuple(asked) == example.ids[: example.learned.index(True)]
+
+
+@pytest.mark.parametrize("name", ["none", "auto"])
+def test_an_adapter_is_not_called_as_a_choice(name: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", "train", "talk.toml", "--set", f"name={name}"]) == 1
+    assert "give it another name" in capsys.readouterr().err
+    assert main(["finetune", "merge", "", "-o", "x"]) == 1
+    assert "name is empty" in capsys.readouterr().err
 
 
 def test_faults_are_one_line(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

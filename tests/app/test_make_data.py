@@ -87,9 +87,9 @@ def test_what_has_nothing_to_ask_about(monkeypatch: pytest.MonkeyPatch, tmp_path
     services: Any = Fakes(GOOD, GOOD)
     assert make_data.write(services, "default", tmp_path / "o", None, 0.2) == {"no question": 1}
     services.passage = "Too short."
-    assert make_data.write(services, "default", tmp_path / "o", None, 0.2) == {}
+    assert make_data.write(services, "default", tmp_path / "p", None, 0.2) == {}
     with pytest.raises(AppError, match="holds no documents"):
-        make_data.write(services, "empty", tmp_path / "o", None, 0.2)
+        make_data.write(services, "empty", tmp_path / "e", None, 0.2)
     with pytest.raises(AppError, match="cannot be written"):
         make_data.write(services, "default", tmp_path / "none" / "o", None, 0.2)
 
@@ -100,6 +100,34 @@ def test_the_same_question_is_kept_once(monkeypatch: pytest.MonkeyPatch, tmp_pat
     services: Any = Fakes(GOOD, replace(GOOD))
     services.chunks_of = lambda doc_id: Fakes.chunks_of(services, doc_id) * 2
     assert make_data.write(services, "default", tmp_path / "o", None, 0.2) == {"kept": 1, "asked before": 1}
+
+
+def test_a_question_that_was_dropped_may_come_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ends = iter(
+        [(None, "not answered"), (make_data.Made("What is the code?", "4471", "hut.md", 2, PASSAGE, 0.9), "kept")]
+    )
+    monkeypatch.setattr(make_data, "_questions", lambda services, chunks: ["What is the code?"] * len(chunks))
+    monkeypatch.setattr(make_data, "_kept", lambda *_: next(ends))
+    services: Any = Fakes(GOOD, replace(GOOD))
+    services.chunks_of = lambda doc_id: Fakes.chunks_of(services, doc_id) * 2
+    assert make_data.write(services, "default", tmp_path / "o", None, 0.2) == {"not answered": 1, "kept": 1}
+
+
+def test_a_file_that_is_there_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Somebody may have reviewed it; and a knowledge base that is not there leaves none behind."""
+    (tmp_path / "mine").write_text("reviewed")
+    services: Any = Fakes(GOOD, GOOD)
+    with pytest.raises(AppError, match="is there already"):
+        make_data.write(services, "default", tmp_path / "mine", None, 0.2)
+    assert (tmp_path / "mine").read_text() == "reviewed"
+
+    def unknown(kb: str, k: int) -> None:
+        raise AppError(f"there is no knowledge base '{kb}'")
+
+    services.retriever = unknown
+    with pytest.raises(AppError, match="no knowledge base"):
+        make_data.write(services, "nosuch", tmp_path / "new", None, 0.2)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow
