@@ -227,6 +227,7 @@ def test_train_list_export_merge(workplace: Path, capsys: pytest.CaptureFixture[
     assert merged.config.n_layers == 30
 
 
+@pytest.mark.slow
 def test_qlora_is_merged_into_either_weights(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("train", "talk.toml", "--device", "cpu", "--set", "method.name=qlora", "--set", "name=four")
     assert main(["finetune", *words]) == 0
