@@ -41,7 +41,8 @@ def rows_of(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
         numbered = [(f"{path}[{number}]", row) for number, row in enumerate(found)]
     else:
         numbered = []
-        for number, line in enumerate(text.splitlines(), 1):
+        # Not splitlines(): JSON allows U+2028 and U+0085 in a text as they are, and those are no ends of a row.
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
                     numbered.append((f"{path}:{number}", json.loads(line)))

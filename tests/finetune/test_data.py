@@ -159,6 +159,19 @@ def test_a_file_that_cannot_be_used_is_one_line(
         prepared(spoken, tmp_path / "none", "messages")
 
 
+def test_a_row_ends_where_its_line_does(spoken: Spoken, tmp_path: Path) -> None:
+    """Not at U+2028 or U+0085, which JSON allows in a text."""
+    row = {"instruction": "Which?", "output": "One\u2028two\u0085three\x0c."}
+    line = json.dumps(row, ensure_ascii=False).encode()
+    (path := tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n[]\r\n" + line)
+    faults = Faults()
+    found = list(READERS["alpaca"](path, Layout(), faults))
+    assert [(s.origin, s.messages[-1]["content"]) for s in found] == [
+        (f"{path}:1", row["output"]), (f"{path}:4", row["output"]),
+    ]  # fmt: skip
+    assert faults.lines == [f"{path}:3: not an object; it is left out"]
+
+
 def test_columns_of_their_own(spoken: Spoken, tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", [{"q": "Where?", "a": "Here."}])
     found = prepared(spoken, path, "alpaca", data={"columns": {"prompt": "q", "response": "a"}})
