@@ -348,6 +348,27 @@ def test_unanswerable_questions_are_refused() -> None:
     assert ask(3, text="lost?") == [], "no passage holds the answer, so it is neither"
 
 
+def test_no_question_is_dropped_without_a_line() -> None:
+    class Bare(Shelf):
+        def others(self, question: GroundedQuestion, count: int) -> list[str]:
+            return []
+
+    lost = GroundedQuestion("0", "lost?", ("a",), "g", "f:1", "p")
+    open_ = GroundedQuestion("1", "who?", (), "g", "f:2", "q")
+    faults = Faults()
+    assert list(grounded([lost, open_], Bare(), 2, 0.0, 1, faults)) == []
+    assert faults.lines == [
+        "f:1: no passage holds its answer; it is left out", "f:2: no passage is found for it; it is left out",
+    ]  # fmt: skip
+    found, faults = GroundedQuestion("2", "q?", ("a",), "g", "f:3", "r"), Faults()
+    cut = GroundedQuestion("3", "cut?", ("b",), "g", "f:4", "r")
+    made = list(conversations([lost, open_, found, cut], Shelf(), 0, 0.0, 1, 4, faults=faults))
+    assert sum(len(sample.messages) for sample in made) == 2
+    assert [line.partition(": ")[0] for line in faults.lines[:2]] == ["f:1", "f:2"]
+    assert len(faults.lines) == 3, "and the one of the two whose passage is not shown"
+    assert faults.lines[2].endswith("hold another part of its paragraph; it is left out")
+
+
 def test_however_many_ask_of_other_paragraphs_one_asks_of_the_conversation_s_own() -> None:
     """Else nothing would be known of its passages, and it would be lost."""
     questions = [GroundedQuestion(f"{p}{n}", f"{p}{n}?", ("a",), "doc", "x", p) for p in "pqrst" for n in range(3)]
