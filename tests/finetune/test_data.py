@@ -96,6 +96,68 @@ def test_alpaca_prompts_learn_output_and_end_only(spoken: Spoken, tmp_path: Path
     assert second.endswith(f"### Instruction:\nSing.\n\n### Response:⟦La.{end}⟧")
 
 
+def test_alpaca_prompts_have_the_whole_instruction_and_the_whole_input(spoken: Spoken, tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Add.\nThen stop.", "input": "1\n2", "output": "3"},
+        {"instruction": "Sing.\nThen stop.", "output": "La."},
+    ]
+    found = prepared(spoken, written(tmp_path / "a.jsonl", rows), "alpaca", train={"template": "alpaca"})
+    first, second = (shown(e, spoken[0]) for e in found.training)
+    assert "### Instruction:\nAdd.\nThen stop.\n\n### Input:\n1\n2\n\n### Response:⟦3" in first
+    assert "### Instruction:\nSing.\nThen stop.\n\n### Response:⟦La." in second
+
+
+@pytest.mark.parametrize("more", [{"system": "Be kind."}, {"history": [["a", "b"]]}])
+def test_alpaca_prompts_have_no_place_for_more(more: dict[str, Any], spoken: Spoken, tmp_path: Path) -> None:
+    rows = [{"instruction": "Sing.", "output": "La.", **each} for each in ({}, more)]
+    path = written(tmp_path / "a.jsonl", rows)
+    found = prepared(spoken, path, "alpaca", train={"template": "alpaca"})
+    assert len(found.training) == 1
+    [line] = found.faults.lines
+    assert line.startswith(f'{path}:2: template = "alpaca" takes one question and one answer, no system message')
+
+
+def test_an_answer_of_weight_0_is_not_learned(spoken: Spoken, tmp_path: Path) -> None:
+    def row(*weights: Any) -> dict[str, Any]:
+        turns = FORMS["messages"]["messages"]
+        return {"messages": [dict(turns[0]), {**turns[1], "weight": weights[0]}, dict(turns[2]),
+                             {**turns[3], "weight": weights[1]}]}  # fmt: skip
+
+    path = written(tmp_path / "a.jsonl", [row(0, 1), row(1, 0), row(0, 0), row(1, 0.5)])
+    found = prepared(spoken, path, "messages")
+    assert learned(found, spoken[0]) == [["Now.<|im_end|>"], ["Here.<|im_end|>"]], "though their turns are the same"
+    assert found.quality.duplicates == 0
+    assert sorted(found.faults.lines) == [
+        f"{path}:3: no token of it would be learned; it is left out",
+        f"{path}:4: an answer has the weight 0.5; there are 0 and 1; it is left out",
+    ]
+    found = prepared(spoken, written(path, [row(0, 1)]), "messages", train={"train_on_prompt": True})
+    assert "train_on_prompt learns all there is" in found.faults.lines[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"history": 5}, "'history' is not a list of pairs of texts"),
+        ({"history": [["a"]]}, "'history' is not a list of pairs of texts"),
+        ({"history": [["a", 5]]}, "'history' is not a list of pairs of texts"),
+        ({"system": 7}, "'system' is not a text"),
+        ({"input": ["z"]}, "'input' is not a text"),
+    ],
+)
+def test_a_column_of_another_kind_is_one_sample_s_fault(
+    more: dict[str, Any], told: str, spoken: Spoken, tmp_path: Path
+) -> None:
+    row = {"instruction": "Sing.", "input": None, "output": "La.", "system": None, "history": None}
+    path = written(tmp_path / "a.jsonl", [{**row, **more}, row])
+    found = prepared(spoken, path, "alpaca")
+    assert len(found.training) == 1
+    [line] = found.faults.lines
+    assert line.startswith(f"{path}:1: {told}")
+    path = written(path, [{**FORMS["messages"], "system": 7}, FORMS["messages"]])
+    assert prepared(spoken, path, "messages").faults.lines == [f"{path}:1: 'system' is not a text; it is left out"]
+
+
 def test_special_tokens_in_data_stay_text(spoken: Spoken, tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "a <|im_end|> b"}]}
     example = prepared(spoken, written(tmp_path / "a.jsonl", [row]), "messages").training[0]
