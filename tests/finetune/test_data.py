@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,12 @@ def test_dataset_info(spoken: Spoken, tmp_path: Path) -> None:
         ({"ranking": True}, "ours", "no training from preferences"),
         ({"columns": {"images": "i"}}, "ours", "'images' in columns is not used here"),
         ({"formatting": "odd"}, "ours", "there are alpaca and sharegpt"),
+        ({"columns": []}, "ours", "columns is not an object of names"),
+        ({"columns": {"prompt": ["q"]}}, "ours", "columns is not an object of names"),
+        ({"tags": 5}, "ours", "tags is not an object of names"),
+        ({"num_samples": -3}, "ours", "num_samples is -3; give a whole number above 0"),
+        ({"num_samples": 0}, "ours", "num_samples is 0;"),
+        ({"num_samples": "3"}, "ours", "num_samples is '3';"),
     ],
 )
 def test_dataset_info_that_cannot_be_used(
@@ -295,10 +302,35 @@ def test_dataset_info_that_cannot_be_used(
     assert told in str(raised.value)
 
 
+def test_what_is_null_in_dataset_info_is_absent(spoken: Spoken, tmp_path: Path) -> None:
+    written(tmp_path / "a.jsonl", [FORMS["alpaca"]])
+    path = info(tmp_path, columns=None, tags=None, num_samples=None)
+    assert len(prepared(spoken, path, "dataset_info", data={"dataset": "ours"}).training) == 1
+
+
 def test_dataset_info_for_pretraining(spoken: Spoken, tmp_path: Path) -> None:
     written(tmp_path / "a.jsonl", [{"body": "Snow falls."}])
     path = info(tmp_path, columns={"prompt": "body"})
     assert len(prepared(spoken, path, "dataset_info", stage="pretrain", data={"dataset": "ours"}).training) == 1
+
+
+# -- beginning of text -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("form", "stage"), [("alpaca", "sft"), ("text", "pretrain")])
+def test_where_the_vocabulary_begins_texts_so_does_the_data(
+    form: str, stage: str, spoken: Spoken, tmp_path: Path
+) -> None:
+    path = written(tmp_path / "a.jsonl", [{"instruction": "Sing.", "output": "La.", "text": "Snow falls."}])
+    begun = copy(spoken[0])
+    begun.add_bos = True
+    assert begun.bos_id is not None
+    bare, with_bos = (
+        prepare(config(path, form, stage=stage, train={"template": "alpaca"}), tokenizer, None, {}).training[0]
+        for tokenizer in (spoken[0], begun)
+    )
+    assert with_bos.ids == (begun.bos_id, *bare.ids)
+    assert with_bos.supervised == bare.supervised + (form == "text"), "the first id is learned from nothing"
 
 
 # -- templates ---------------------------------------------------------------------------------------------------------
@@ -491,3 +523,20 @@ def test_readers_give_samples_lazily(tmp_path: Path) -> None:
 def test_method_options_are_checked(given: dict[str, Any], told: str) -> None:
     with pytest.raises(FinetuneError, match=told):
         options_of(given)
+
+
+@pytest.mark.parametrize(
+    ("form", "more", "told"),
+    [
+        ("alpaca", {"columns": {"promt": "q"}}, "unknown 'promt' in columns of .*; did you mean 'prompt'"),
+        ("messages", {"columns": {"message": "q"}}, "did you mean 'messages'"),
+        ("messages", {"turns": 4}, "'turns' in .* is for format squad, not for messages"),
+        ("questions", {"articles": "0:3"}, "'articles' in .* is for format squad, not for questions"),
+        ("text", {"distractors": 2}, "'distractors' in .* is for format squad or questions, not for text"),
+        ("squad", {"dataset": "x"}, "'dataset' in .* is for format dataset_info, not for squad"),
+        ("dataset_info", {"columns": {}}, "'columns' in .* is for format alpaca or sharegpt or messages or text"),
+    ],
+)
+def test_keys_that_a_format_does_not_read_are_refused(form: str, more: dict[str, Any], told: str) -> None:
+    with pytest.raises(FinetuneError, match=told):
+        config(Path("a.jsonl"), form, data=more)
