@@ -15,7 +15,7 @@ from langchain_core.documents import Document
 from app.errors import AppError
 from app.evaluate.metrics import holds
 from app.evaluate.questions import Dataset, read_squad
-from app.lines import read_lines
+from app.lines import is_valid, read_lines
 from app.prompt import REFUSAL, follow_up, language_of, messages_for
 from finetune.config import DataSpec
 from finetune.data.grounded import GroundedQuestion, conversations, grounded
@@ -153,10 +153,10 @@ def squad_reader(settings: Settings) -> Any:
         questions = _drawn(questions, spec, seed)
         if spec.turns > 1:
             made = conversations(
-                questions, grounding, spec.distractors, spec.unanswerable, seed, spec.turns, spec.elsewhere
+                questions, grounding, spec.distractors, spec.unanswerable, seed, spec.turns, spec.elsewhere, faults
             )
         else:
-            made = grounded(questions, grounding, spec.distractors, spec.unanswerable, seed)
+            made = grounded(questions, grounding, spec.distractors, spec.unanswerable, seed, faults)
         return list(made)
 
     return read
@@ -218,21 +218,43 @@ def reviewed_reader(settings: Settings) -> Any:
         for number, line in read_lines(path):
             origin = f"{path}:{number}"
             try:
-                row = json.loads(line)
-                id_, source, text = f"{number}", str(row["source"]), str(row["passage"])
-                answers = tuple(str(each) for each in row["answers"] if str(each).strip())
-                asked = str(row["question"]).strip()
-            except (ValueError, KeyError, TypeError):
-                faults.add(origin, "no question, answers, source and passage")
+                asked, answers, source, passage = _reviewed(line)
+            except ValueError as error:
+                faults.add(origin, str(error))
                 continue
-            if not asked or not answers:
-                faults.add(origin, "the question or the answer is empty")
+            held = tuple(each for each in answers if holds(passage, each))
+            for each in (each for each in answers if held and each not in held):
+                faults.add(origin, f"its answer '{each[:60]}' does not stand in its passage")
+            if not held:
+                faults.add(origin, f"no answer ('{answers[0][:60]}') stands in its passage")
                 continue
-            paragraphs[id_] = (source, text)
-            questions.append(GroundedQuestion(id_, asked, answers, source, origin, id_))
-        return list(grounded(questions, Neighbours(paragraphs, seed), spec.distractors, spec.unanswerable, seed))
+            paragraphs[f"{number}"] = (source, passage)
+            questions.append(GroundedQuestion(f"{number}", asked, held, source, origin, f"{number}"))
+        found = Neighbours(paragraphs, seed)
+        return list(grounded(questions, found, spec.distractors, spec.unanswerable, seed, faults))
 
     return read
+
+
+def _reviewed(line: str) -> tuple[str, list[str], str, str]:
+    """Question, answers, source and passage of a line, which people edit. Raises ValueError saying what is wrong."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("not JSON") from error
+    row = row if isinstance(row, dict) else {}
+    question, source, passage, answers = (row.get(name) for name in ("question", "source", "passage", "answers"))
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(question, str) or not isinstance(source, str) or not isinstance(passage, str) or answers is None:
+        raise ValueError("no question, answers, source and passage")
+    if not isinstance(answers, list) or not all(isinstance(each, str) for each in answers):
+        raise ValueError("'answers' is not a list of texts")
+    if not is_valid("".join([line, question, source, passage, *answers])):
+        raise ValueError("not UTF-8")
+    answers = [each for each in answers if each.strip()]
+    if not question.strip() or not answers:
+        raise ValueError("the question or the answer is empty")
+    return question.strip(), answers, source, passage
 
 
 def readers(settings: Settings) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from finetune.adapters import method
 from finetune.adapters.base import Options
@@ -14,6 +14,23 @@ from finetune.errors import FinetuneError, nearest
 
 RESERVED = ("none", "auto")  # what `--adapter` takes for none of them, and for the one that fits
 CONFIGS = Path(__file__).parent / "configs"
+
+
+# The columns that each format reads, by dataset_info's names.
+COLUMNS = {
+    "alpaca": ("prompt", "query", "response", "history", "system"),
+    "sharegpt": ("messages", "system"),
+    "messages": ("messages", "system"),
+    "text": ("prompt",),
+}
+# Keys of a [[data]] table that not all formats read, and those that do.
+READ_BY = {
+    "dataset": ("dataset_info",),
+    "columns": tuple(COLUMNS),
+    **dict.fromkeys(("distractors", "unanswerable"), ("squad", "questions")),
+    **dict.fromkeys(("retrieve", "impossible", "turns", "elsewhere", "answer_length", "articles"), ("squad",)),
+}
+FORMATS = {"dataset_info", "squad", "questions", *COLUMNS}
 
 
 class DataSpec(Options):
@@ -35,6 +52,24 @@ class DataSpec(Options):
     elsewhere: float = Field(0.0, ge=0, description="squad: with turns, so many times more about what distractors hold")
     answer_length: int | None = Field(None, ge=1, description="squad: no answers of more characters")
     articles: str = Field("", description='squad: only these, as "0:17" of the articles in their order')
+
+    @model_validator(mode="after")
+    def _read(self) -> DataSpec:
+        """Refuses what would be passed over without a word. An unknown format is told where it is read."""
+        where = f"the [[data]] table of {self.file}"
+        for key in sorted(self.model_fields_set & READ_BY.keys()) if self.format in FORMATS else ():
+            if self.format not in READ_BY[key]:
+                raise FinetuneError(
+                    f"'{key}' in {where} is for format {' or '.join(READ_BY[key])}, not for {self.format}; leave it out"
+                )
+        known = COLUMNS.get(self.format, ())
+        for name in self.columns if known else ():
+            if name not in known:
+                raise FinetuneError(
+                    f"unknown '{name}' in columns of {where}; did you mean '{nearest(name, known)}'? For {self.format} "
+                    f"there are: {', '.join(known)}"
+                )
+        return self
 
 
 class Loop(Options):

@@ -87,7 +87,9 @@ def prepare(config: Config, tokenizer: Tokenizer, template: ChatTemplate | None,
     form = "alpaca" if config.stage == "pretrain" else loop.template
     encoder = Encoder(tokenizer, template, loop.cutoff_len, form, loop.train_on_prompt, loop.mask_history)
     # The same conversation twice would be in training and in validation.
-    unique = list({(s.messages and json.dumps(s.messages)) or s.text: s for s in samples}.values())
+    unique = list(
+        {json.dumps([s.messages, s.input, s.unlearned]) if s.messages else s.text: s for s in samples}.values()
+    )
     examples = list(encoder(unique, faults))
     report = quality(samples, examples, faults, len(encoder.too_long))
     training, validation = split(

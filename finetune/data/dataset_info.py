@@ -45,17 +45,26 @@ def entry(path: Path, name: str) -> Entry:
     if given.get("ranking"):
         raise FinetuneError(f"dataset '{name}' of {path} ranks answers, and there is no training from preferences here")
     for what, allowed in (("columns", COLUMNS), ("tags", TAGS)):
-        if surplus := given.get(what, {}).keys() - allowed:
+        named = given.get(what) if given.get(what) is not None else {}
+        if not isinstance(named, dict) or not all(isinstance(each, str) for each in named.values()):
+            raise FinetuneError(
+                f"dataset '{name}' of {path}: {what} is not an object of names; write one or leave it out"
+            )
+        if surplus := named.keys() - allowed:
             raise FinetuneError(
                 f"dataset '{name}' of {path}: '{min(surplus)}' in {what} is not used here; there are "
                 f"{', '.join(sorted(allowed))}"
             )
     count = given.get("num_samples")
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise FinetuneError(
+            f"dataset '{name}' of {path}: num_samples is {count!r}; give a whole number above 0 or leave it out"
+        )
     return Entry(
         path.parent / given["file_name"],
         _form(given),
-        Layout(given.get("columns", {}), given.get("tags", {})),
-        count if isinstance(count, int) else None,
+        Layout(given.get("columns") or {}, given.get("tags") or {}),
+        count,
     )
 
 
@@ -63,6 +72,6 @@ def _form(given: dict[str, Any]) -> str:
     form = given.get("formatting", "alpaca")
     if form not in ("alpaca", "sharegpt"):
         raise FinetuneError(f"formatting is '{form}'; there are alpaca and sharegpt")
-    if form == "alpaca" and "prompt" in given.get("columns", {}) and "response" not in given["columns"]:
+    if form == "alpaca" and "prompt" in (given.get("columns") or {}) and "response" not in given["columns"]:
         return "text"  # how the file marks text to go on training with
     return str(form)

@@ -67,7 +67,13 @@ class Encoder:
                 faults.add(sample.origin, str(error))
 
     def _conversation(self, sample: Sample) -> Iterator[Example]:
-        ids, learned = (self._chat if self.form == "chat" else self._alpaca)(sample.messages)
+        answers = [i for i, turn in enumerate(sample.messages) if turn["role"] == "assistant"]
+        wanted = [i for i in (answers[-1:] if self.mask_history else answers) if i not in sample.unlearned]
+        if not wanted:
+            raise FinetuneError("no token of it would be learned")
+        if self.train_on_prompt and sample.unlearned:
+            raise FinetuneError("an answer of it has the weight 0, and train_on_prompt learns all there is")
+        ids, learned = self._chat(sample.messages, wanted) if self.form == "chat" else self._alpaca(sample)
         if len(ids) > self.cutoff_len:
             self.too_long.append((sample.origin, len(ids)))
             raise FinetuneError(f"it takes {len(ids)} tokens, and cutoff_len is {self.cutoff_len}")
@@ -77,8 +83,11 @@ class Encoder:
             learned = [True] * len(ids)
         yield Example(tuple(ids), tuple(learned), sample.group, sample.origin)
 
-    def _chat(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Ids by the model's template. What is learned is found by rendering prefixes: no template has to mark it."""
+    def _chat(self, messages: Sequence[Message], answers: Sequence[int]) -> tuple[list[int], list[bool]]:
+        """Ids by the model's template. What is learned is found by rendering prefixes: no template has to mark it.
+
+        answers: the places of those to learn.
+        """
         assert self.template is not None
         # A space before an answer would be learned as its first token, or melt into the prompt's last.
         turns: list[Message] = [
@@ -86,8 +95,7 @@ class Encoder:
         ]
         ids = self.template.encode(turns, add_generation_prompt=False)
         learned = [False] * len(ids)
-        answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
-        for i in answers[-1:] if self.mask_history else answers:
+        for i in answers:
             before = self.template.encode(turns[:i], add_generation_prompt=True)
             after = self.template.encode(turns[: i + 1], add_generation_prompt=False)
             if ids[: len(before)] != before or len(after) <= len(before) or ids[: len(after)] != after:
@@ -114,13 +122,17 @@ class Encoder:
         asked = self.template.render(turns[:-1], add_generation_prompt=True)
         return self.template.render(turns, add_generation_prompt=False).startswith(asked + turns[-1]["content"])
 
-    def _alpaca(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        asked = [m["content"] for m in messages if m["role"] == "user"]
-        if len(asked) != 1 or messages[-1]["role"] != "assistant":
-            raise FinetuneError("the Alpaca prompt takes one question and one answer")
-        instruction, _, given = asked[0].partition("\n")
-        form = ALPACA_WITH_INPUT if given else ALPACA
-        prompt = self.tokenizer.encode(form.format(instruction=instruction, input=given))
+    def _alpaca(self, sample: Sample) -> tuple[list[int], list[bool]]:
+        messages = sample.messages
+        if [m["role"] for m in messages] != ["user", "assistant"]:
+            raise FinetuneError(
+                'template = "alpaca" takes one question and one answer, no system message and no earlier turns'
+            )
+        instruction = messages[0]["content"]
+        if sample.input:
+            instruction = instruction.removesuffix(f"\n{sample.input}")
+        form = ALPACA_WITH_INPUT if sample.input else ALPACA
+        prompt = self.tokenizer.encode(form.format(instruction=instruction, input=sample.input))
         bos = [self.tokenizer.bos_id] * (self.tokenizer.add_bos and self.tokenizer.bos_id is not None)
         front = [*(b for b in bos if b is not None), *prompt]
         answer = [*self.tokenizer.encode(messages[-1]["content"].strip(), first=False), min(self.tokenizer.eos_ids)]

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol, TypeVar
 
-from finetune.data.samples import Sample
+from finetune.data.samples import Faults, Sample
 from llama.chat import Message
 
 Passage = TypeVar("Passage")
+
+NO_GOLD = "no passage holds its answer"
 
 
 class Grounding(Protocol[Passage]):
@@ -63,24 +65,30 @@ def grounded(
     distractors: int,
     unanswerable: float,
     seed: int,
+    faults: Faults | None = None,
 ) -> Iterator[Sample]:
     """A conversation for each question: none to `distractors` other passages around the one that answers.
 
     A share `unanswerable` of the questions comes without that one and is to be refused, as are those that have no
-    answer at all. The passage that answers stands where the retriever would have put it, one time in four anywhere.
+    answer at all; where there is no other passage, it is asked with that one. The passage that answers stands where the
+    retriever would have put it, one time in four anywhere. faults: told of each question that is left out.
     """
-    draw = random.Random(seed)
+    draw, faults = random.Random(seed), faults or Faults()
     for question in questions:
         count, refused, anywhere = draw.randint(0, distractors), draw.random() < unanswerable, draw.random() < 0.25
         place = draw.random()
         gold = grounding.gold(question) if question.answers and not refused else None
         if question.answers and not refused and gold is None:
+            faults.add(question.origin, NO_GOLD)
             continue
         passages = grounding.others(question, count if gold is not None else max(1, count))
+        if question.answers and gold is None and not passages:
+            gold = grounding.gold(question)  # nothing else can be shown, and a refusal needs something to refuse
         if gold is not None:
             at = int(place * (len(passages) + 1)) if anywhere else min(grounding.rank(question), len(passages))
             passages = [*passages[:at], gold, *passages[at:]]
         if not passages:
+            faults.add(question.origin, "no passage is found for it")
             continue
         answer = min(question.answers, key=len) if gold is not None else grounding.refusal(question.text)
         yield Sample(
@@ -98,15 +106,16 @@ def conversations(
     seed: int,
     turns: int,
     elsewhere: float = 0.0,
+    faults: Faults | None = None,
 ) -> Iterator[Sample]:
     """Conversations of up to `turns` questions about one paragraph, whose passages are read once for all of them.
 
     A question is answered where the passages hold its answer and refused where it has none; a share `unanswerable` of
     the turns asks what other paragraphs of the document answer, and is to be refused. One that is neither is left out.
     Besides, up to `elsewhere` times as many questions are asked whose answer is in the distractors: else the first
-    answer would give away the passage of all others.
+    answer would give away the passage of all others. faults: told of each question that is left out.
     """
-    draw = random.Random(seed)
+    draw, faults = random.Random(seed), faults or Faults()
     of_document: dict[str, list[GroundedQuestion]] = {}
     for question in questions:
         of_document.setdefault(question.group, []).append(question)
@@ -118,7 +127,7 @@ def conversations(
         while asked:
             mixed = _mixed(asked, foreign, unanswerable, turns, draw)
             more = draw.sample(foreign, len(foreign)) if elsewhere else []
-            sample = _conversation(mixed, paragraph, grounding, draw.randint(0, distractors), more, elsewhere)
+            sample = _conversation(mixed, paragraph, grounding, draw.randint(0, distractors), more, elsewhere, faults)
             if sample is not None:
                 yield sample
 
@@ -146,13 +155,19 @@ def _conversation(
     count: int,
     more: Sequence[GroundedQuestion],
     elsewhere: float,
+    faults: Faults,
 ) -> Sample | None:
     """The questions behind each other, around the passage that answers the first of them that has an answer.
 
     more: of them, those that a distractor answers are strewn in, up to `elsewhere` times as many as are asked.
     """
-    anchor = next((each for each in asked if each.answers and each.paragraph == paragraph), None)
+    # Those of other paragraphs have their turn in a conversation of their own.
+    own = [each for each in asked if each.paragraph == paragraph]
+    anchor = next((each for each in own if each.answers), None)
     if anchor is None or (gold := grounding.gold(anchor)) is None:
+        for each in own:
+            why = NO_GOLD if anchor is not None else "no question beside it in its conversation has an answer"
+            faults.add(each.origin, why)
         return None
     passages = grounding.others(anchor, count)
     at = min(grounding.rank(anchor), len(passages))
@@ -164,7 +179,9 @@ def _conversation(
     for question in turns:
         answer = grounding.answer(question, passages)
         if answer is None and question.answers and question.paragraph == paragraph:
-            continue  # its passage was cut from this one: whether it is answered, nobody knows
+            # Its passage was cut from this one: whether it is answered, nobody knows.
+            faults.add(question.origin, "the passages of its conversation hold another part of its paragraph")
+            continue
         messages += [grounding.again(question.text)] if messages else grounding.messages(question.text, passages)
         messages.append({"role": "assistant", "content": answer or grounding.refusal(question.text)})
     return Sample(tuple(messages), group=anchor.group, origin=anchor.origin) if messages else None

@@ -61,7 +61,7 @@ def quality(samples: Sequence[Sample], examples: Sequence[Example], faults: Faul
     whole: Counter[tuple[Any, ...]] = Counter()
     for sample in samples:
         said = [(m["role"], m["content"].strip()) for m in sample.messages] or [("text", sample.text)]
-        whole[tuple(said)] += 1
+        whole[(*said, sample.input, sample.unlearned)] += 1
         prompts.setdefault(tuple(said[:-1]) or ("text", sample.text), set()).add(said[-1][1])
     sizes = Counter(_edge(len(each.ids)) for each in examples)
     order = [*(f"to {edge}" for edge in EDGES), "more"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ def rows_of(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
         numbered = [(f"{path}[{number}]", row) for number, row in enumerate(found)]
     else:
         numbered = []
-        for number, line in enumerate(text.splitlines(), 1):
+        # Not splitlines(): JSON allows U+2028 and U+0085 in a text as they are, and those are no ends of a row.
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
                     numbered.append((f"{path}:{number}", json.loads(line)))
@@ -72,13 +73,39 @@ def read_alpaca(path: Path, layout: Layout, faults: Faults) -> Iterator[Sample]:
         if not isinstance(asked, str) or not isinstance(answer, str):
             faults.add(origin, f"no text in '{prompt}' and '{response}' (it has {_told(row)})")
             continue
-        turns: list[Message] = [{"role": "system", "content": row[system]}] if row.get(system) else []
-        for pair in row.get(history) or []:
-            if isinstance(pair, list) and len(pair) == 2:
-                turns += [{"role": "user", "content": str(pair[0])}, {"role": "assistant", "content": str(pair[1])}]
-        more = row.get(query) or ""
+        try:
+            turns, more = [*_system(row, system), *_earlier(row, history)], _text(row, query)
+        except FinetuneError as error:
+            faults.add(origin, str(error))
+            continue
         turns.append({"role": "user", "content": f"{asked}\n{more}" if more else asked})
-        yield from _conversation([*turns, {"role": "assistant", "content": answer}], origin, faults)
+        for sample in _conversation([*turns, {"role": "assistant", "content": answer}], origin, faults):
+            yield replace(sample, input=more)
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    """A column's text, "" where it has none. Raises FinetuneError for anything else."""
+    given = row.get(column)
+    if given is not None and not isinstance(given, str):
+        raise FinetuneError(f"'{column}' is not a text")
+    return given or ""
+
+
+def _system(row: Mapping[str, Any], column: str) -> list[Message]:
+    """The system message of a row, if it has one. Raises FinetuneError."""
+    text = _text(row, column)
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _earlier(row: Mapping[str, Any], column: str) -> list[Message]:
+    """The turns before an Alpaca row's own. Raises FinetuneError."""
+    turns: list[Message] = []
+    given = row.get(column)
+    for pair in [] if given is None else given if isinstance(given, list) else [given]:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(each, str) for each in pair):
+            raise FinetuneError(f"'{column}' is not a list of pairs of texts, question and answer")
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return turns
 
 
 def read_sharegpt(path: Path, layout: Layout, faults: Faults) -> Iterator[Sample]:
@@ -107,15 +134,28 @@ def _turns(
         if not isinstance(given, list):
             faults.add(origin, f"no list '{column}' (it has {_told(row)})")
             continue
-        turns: list[Message] = [{"role": "system", "content": row[system]}] if isinstance(row.get(system), str) else []
-        for turn in given:
-            role = roles.get(str(turn.get(by))) if isinstance(turn, dict) else None
-            if role is None or not isinstance(turn.get(said), str):
-                faults.add(origin, f"a turn without a known '{by}' ({', '.join(roles)}) and a text in '{said}'")
-                break
-            turns.append({"role": role, "content": turn[said]})
-        else:
-            yield from _conversation(turns, origin, faults)
+        try:
+            turns, unlearned = _system(row, system), list[int]()
+            for turn in given:
+                role = roles.get(str(turn.get(by))) if isinstance(turn, dict) else None
+                if role is None or not isinstance(turn.get(said), str):
+                    raise FinetuneError(f"a turn without a known '{by}' ({', '.join(roles)}) and a text in '{said}'")
+                if role == "assistant" and not _weight(turn):
+                    unlearned.append(len(turns))
+                turns.append({"role": role, "content": turn[said]})
+        except FinetuneError as error:
+            faults.add(origin, str(error))
+            continue
+        for sample in _conversation(turns, origin, faults):
+            yield replace(sample, unlearned=tuple(unlearned))
+
+
+def _weight(turn: Mapping[str, Any]) -> int:
+    """Whether an answer is learned, as OpenAI's files say it. Raises FinetuneError for shares of it."""
+    weight = 1 if turn.get("weight") is None else turn["weight"]
+    if weight not in (0, 1):
+        raise FinetuneError(f"an answer has the weight {weight!r}; there are 0 and 1")
+    return int(weight)
 
 
 def _conversation(turns: list[Message], origin: str, faults: Faults) -> Iterator[Sample]:

@@ -14,7 +14,8 @@ from llama.chat import Message
 class Sample:
     """A conversation, or a plain text. `group` is the document that it is about: validation is split by it.
 
-    aside: its document is to be validated on, whatever else is drawn for that.
+    aside: its document is to be validated on, whatever else is drawn for that. input: what of the question's end,
+    behind a line feed, Alpaca's prompt has under a heading of its own. unlearned: places of answers not to be learned.
     """
 
     messages: tuple[Message, ...] = ()
@@ -22,6 +23,8 @@ class Sample:
     group: str = ""
     origin: str = ""
     aside: bool = False
+    input: str = ""
+    unlearned: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,68 @@ def test_alpaca_prompts_learn_output_and_end_only(spoken: Spoken, tmp_path: Path
     assert second.endswith(f"### Instruction:\nSing.\n\n### Response:⟦La.{end}⟧")
 
 
+def test_alpaca_prompts_have_the_whole_instruction_and_the_whole_input(spoken: Spoken, tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Add.\nThen stop.", "input": "1\n2", "output": "3"},
+        {"instruction": "Sing.\nThen stop.", "output": "La."},
+    ]
+    found = prepared(spoken, written(tmp_path / "a.jsonl", rows), "alpaca", train={"template": "alpaca"})
+    first, second = (shown(e, spoken[0]) for e in found.training)
+    assert "### Instruction:\nAdd.\nThen stop.\n\n### Input:\n1\n2\n\n### Response:⟦3" in first
+    assert "### Instruction:\nSing.\nThen stop.\n\n### Response:⟦La." in second
+
+
+@pytest.mark.parametrize("more", [{"system": "Be kind."}, {"history": [["a", "b"]]}])
+def test_alpaca_prompts_have_no_place_for_more(more: dict[str, Any], spoken: Spoken, tmp_path: Path) -> None:
+    rows = [{"instruction": "Sing.", "output": "La.", **each} for each in ({}, more)]
+    path = written(tmp_path / "a.jsonl", rows)
+    found = prepared(spoken, path, "alpaca", train={"template": "alpaca"})
+    assert len(found.training) == 1
+    [line] = found.faults.lines
+    assert line.startswith(f'{path}:2: template = "alpaca" takes one question and one answer, no system message')
+
+
+def test_an_answer_of_weight_0_is_not_learned(spoken: Spoken, tmp_path: Path) -> None:
+    def row(*weights: Any) -> dict[str, Any]:
+        turns = FORMS["messages"]["messages"]
+        return {"messages": [dict(turns[0]), {**turns[1], "weight": weights[0]}, dict(turns[2]),
+                             {**turns[3], "weight": weights[1]}]}  # fmt: skip
+
+    path = written(tmp_path / "a.jsonl", [row(0, 1), row(1, 0), row(0, 0), row(1, 0.5)])
+    found = prepared(spoken, path, "messages")
+    assert learned(found, spoken[0]) == [["Now.<|im_end|>"], ["Here.<|im_end|>"]], "though their turns are the same"
+    assert found.quality.duplicates == 0
+    assert sorted(found.faults.lines) == [
+        f"{path}:3: no token of it would be learned; it is left out",
+        f"{path}:4: an answer has the weight 0.5; there are 0 and 1; it is left out",
+    ]
+    found = prepared(spoken, written(path, [row(0, 1)]), "messages", train={"train_on_prompt": True})
+    assert "train_on_prompt learns all there is" in found.faults.lines[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"history": 5}, "'history' is not a list of pairs of texts"),
+        ({"history": [["a"]]}, "'history' is not a list of pairs of texts"),
+        ({"history": [["a", 5]]}, "'history' is not a list of pairs of texts"),
+        ({"system": 7}, "'system' is not a text"),
+        ({"input": ["z"]}, "'input' is not a text"),
+    ],
+)
+def test_a_column_of_another_kind_is_one_sample_s_fault(
+    more: dict[str, Any], told: str, spoken: Spoken, tmp_path: Path
+) -> None:
+    row = {"instruction": "Sing.", "input": None, "output": "La.", "system": None, "history": None}
+    path = written(tmp_path / "a.jsonl", [{**row, **more}, row])
+    found = prepared(spoken, path, "alpaca")
+    assert len(found.training) == 1
+    [line] = found.faults.lines
+    assert line.startswith(f"{path}:1: {told}")
+    path = written(path, [{**FORMS["messages"], "system": 7}, FORMS["messages"]])
+    assert prepared(spoken, path, "messages").faults.lines == [f"{path}:1: 'system' is not a text; it is left out"]
+
+
 def test_special_tokens_in_data_stay_text(spoken: Spoken, tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "a <|im_end|> b"}]}
     example = prepared(spoken, written(tmp_path / "a.jsonl", [row]), "messages").training[0]
@@ -159,6 +222,19 @@ def test_a_file_that_cannot_be_used_is_one_line(
         prepared(spoken, tmp_path / "none", "messages")
 
 
+def test_a_row_ends_where_its_line_does(spoken: Spoken, tmp_path: Path) -> None:
+    """Not at U+2028 or U+0085, which JSON allows in a text."""
+    row = {"instruction": "Which?", "output": "One\u2028two\u0085three\x0c."}
+    line = json.dumps(row, ensure_ascii=False).encode()
+    (path := tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n[]\r\n" + line)
+    faults = Faults()
+    found = list(READERS["alpaca"](path, Layout(), faults))
+    assert [(s.origin, s.messages[-1]["content"]) for s in found] == [
+        (f"{path}:1", row["output"]), (f"{path}:4", row["output"]),
+    ]  # fmt: skip
+    assert faults.lines == [f"{path}:3: not an object; it is left out"]
+
+
 def test_columns_of_their_own(spoken: Spoken, tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", [{"q": "Where?", "a": "Here."}])
     found = prepared(spoken, path, "alpaca", data={"columns": {"prompt": "q", "response": "a"}})
@@ -209,6 +285,12 @@ def test_dataset_info(spoken: Spoken, tmp_path: Path) -> None:
         ({"ranking": True}, "ours", "no training from preferences"),
         ({"columns": {"images": "i"}}, "ours", "'images' in columns is not used here"),
         ({"formatting": "odd"}, "ours", "there are alpaca and sharegpt"),
+        ({"columns": []}, "ours", "columns is not an object of names"),
+        ({"columns": {"prompt": ["q"]}}, "ours", "columns is not an object of names"),
+        ({"tags": 5}, "ours", "tags is not an object of names"),
+        ({"num_samples": -3}, "ours", "num_samples is -3; give a whole number above 0"),
+        ({"num_samples": 0}, "ours", "num_samples is 0;"),
+        ({"num_samples": "3"}, "ours", "num_samples is '3';"),
     ],
 )
 def test_dataset_info_that_cannot_be_used(
@@ -220,10 +302,35 @@ def test_dataset_info_that_cannot_be_used(
     assert told in str(raised.value)
 
 
+def test_what_is_null_in_dataset_info_is_absent(spoken: Spoken, tmp_path: Path) -> None:
+    written(tmp_path / "a.jsonl", [FORMS["alpaca"]])
+    path = info(tmp_path, columns=None, tags=None, num_samples=None)
+    assert len(prepared(spoken, path, "dataset_info", data={"dataset": "ours"}).training) == 1
+
+
 def test_dataset_info_for_pretraining(spoken: Spoken, tmp_path: Path) -> None:
     written(tmp_path / "a.jsonl", [{"body": "Snow falls."}])
     path = info(tmp_path, columns={"prompt": "body"})
     assert len(prepared(spoken, path, "dataset_info", stage="pretrain", data={"dataset": "ours"}).training) == 1
+
+
+# -- beginning of text -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("form", "stage"), [("alpaca", "sft"), ("text", "pretrain")])
+def test_where_the_vocabulary_begins_texts_so_does_the_data(
+    form: str, stage: str, spoken: Spoken, tmp_path: Path
+) -> None:
+    path = written(tmp_path / "a.jsonl", [{"instruction": "Sing.", "output": "La.", "text": "Snow falls."}])
+    begun = copy(spoken[0])
+    begun.add_bos = True
+    assert begun.bos_id is not None
+    bare, with_bos = (
+        prepare(config(path, form, stage=stage, train={"template": "alpaca"}), tokenizer, None, {}).training[0]
+        for tokenizer in (spoken[0], begun)
+    )
+    assert with_bos.ids == (begun.bos_id, *bare.ids)
+    assert with_bos.supervised == bare.supervised + (form == "text"), "the first id is learned from nothing"
 
 
 # -- templates ---------------------------------------------------------------------------------------------------------
@@ -335,6 +442,27 @@ def test_unanswerable_questions_are_refused() -> None:
     assert ask(3, text="lost?") == [], "no passage holds the answer, so it is neither"
 
 
+def test_no_question_is_dropped_without_a_line() -> None:
+    class Bare(Shelf):
+        def others(self, question: GroundedQuestion, count: int) -> list[str]:
+            return []
+
+    lost = GroundedQuestion("0", "lost?", ("a",), "g", "f:1", "p")
+    open_ = GroundedQuestion("1", "who?", (), "g", "f:2", "q")
+    faults = Faults()
+    assert list(grounded([lost, open_], Bare(), 2, 0.0, 1, faults)) == []
+    assert faults.lines == [
+        "f:1: no passage holds its answer; it is left out", "f:2: no passage is found for it; it is left out",
+    ]  # fmt: skip
+    found, faults = GroundedQuestion("2", "q?", ("a",), "g", "f:3", "r"), Faults()
+    cut = GroundedQuestion("3", "cut?", ("b",), "g", "f:4", "r")
+    made = list(conversations([lost, open_, found, cut], Shelf(), 0, 0.0, 1, 4, faults=faults))
+    assert sum(len(sample.messages) for sample in made) == 2
+    assert [line.partition(": ")[0] for line in faults.lines[:2]] == ["f:1", "f:2"]
+    assert len(faults.lines) == 3, "and the one of the two whose passage is not shown"
+    assert faults.lines[2].endswith("hold another part of its paragraph; it is left out")
+
+
 def test_however_many_ask_of_other_paragraphs_one_asks_of_the_conversation_s_own() -> None:
     """Else nothing would be known of its passages, and it would be lost."""
     questions = [GroundedQuestion(f"{p}{n}", f"{p}{n}?", ("a",), "doc", "x", p) for p in "pqrst" for n in range(3)]
@@ -395,3 +523,20 @@ def test_readers_give_samples_lazily(tmp_path: Path) -> None:
 def test_method_options_are_checked(given: dict[str, Any], told: str) -> None:
     with pytest.raises(FinetuneError, match=told):
         options_of(given)
+
+
+@pytest.mark.parametrize(
+    ("form", "more", "told"),
+    [
+        ("alpaca", {"columns": {"promt": "q"}}, "unknown 'promt' in columns of .*; did you mean 'prompt'"),
+        ("messages", {"columns": {"message": "q"}}, "did you mean 'messages'"),
+        ("messages", {"turns": 4}, "'turns' in .* is for format squad, not for messages"),
+        ("questions", {"articles": "0:3"}, "'articles' in .* is for format squad, not for questions"),
+        ("text", {"distractors": 2}, "'distractors' in .* is for format squad or questions, not for text"),
+        ("squad", {"dataset": "x"}, "'dataset' in .* is for format dataset_info, not for squad"),
+        ("dataset_info", {"columns": {}}, "'columns' in .* is for format alpaca or sharegpt or messages or text"),
+    ],
+)
+def test_keys_that_a_format_does_not_read_are_refused(form: str, more: dict[str, Any], told: str) -> None:
+    with pytest.raises(FinetuneError, match=told):
+        config(Path("a.jsonl"), form, data=more)
