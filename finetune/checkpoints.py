@@ -22,15 +22,16 @@ TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "sha256.json"
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Puts what hinders writing into one line."""
+def writing(path: Path, training: bool = False) -> Iterator[None]:
+    """Puts what hinders writing into one line. training: a run can go on afterwards with --resume."""
     try:
         yield
     except OSError as error:
-        why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
-        raise FinetuneError(
-            f"{path} cannot be written: {why}; make room and start again, the run goes on from its last checkpoint"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = "the disk is full" if full else error.strerror or str(error)
+        mend = "make room" if full else "see whether its folder is there and yours to write in"
+        again = "go on with --resume" if training else "try again"
+        raise FinetuneError(f"{path} cannot be written: {why}; {mend}, and {again}") from error
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -41,10 +42,10 @@ def write_whole(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def replace_folder(target: Path, files: Mapping[str, bytes]) -> None:
+def replace_folder(target: Path, files: Mapping[str, bytes], training: bool = False) -> None:
     """A folder with these files in place of whatever is there; it appears in one step. Raises FinetuneError."""
     part = target.with_name(f".{target.name}.part")
-    with writing(target):
+    with writing(target, training):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         try:
@@ -72,7 +73,7 @@ class Checkpoints:
         files = {TENSORS: save(dict(tensors)), STATE: json.dumps(state).encode()}
         sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         target = self.folder / f"step-{step:07d}"
-        replace_folder(target, {**files, SUMS: json.dumps(sums).encode()})
+        replace_folder(target, {**files, SUMS: json.dumps(sums).encode()}, training=True)
         for old in self._all()[: -self._keep]:
             shutil.rmtree(old, ignore_errors=True)
         return target
@@ -84,8 +85,13 @@ class Checkpoints:
             if found is not None:
                 return found
             if tell is not None:
-                tell(f"checkpoint {folder.name} is damaged or was cut short; the one before it is used")
+                tell(f"checkpoint {folder.name} is damaged or was cut short; it is passed over")
         return None
+
+    def unfinished(self) -> bool:
+        """Whether there is something to go on from, of a run that has not come to its end."""
+        found = self.latest()
+        return found is not None and not found[1].get("done")
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.is_dir())

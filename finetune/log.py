@@ -20,15 +20,16 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter
 
         self._path, self._listen = folder / "log.jsonl", listen
-        kept = [row for row in read_log(folder) if row["step"] <= after]
-        with writing(self._path):
+        # A run that begins anew validates before its first step once more, so of step 0 nothing is kept either.
+        kept = [row for row in read_log(folder) if 0 < after >= row["step"]]
+        with writing(self._path, training=True):
             folder.mkdir(parents=True, exist_ok=True)
             self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             self._file = self._path.open("a", encoding="utf-8")
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1 if after else None)
 
     def __call__(self, record: dict[str, Any]) -> None:
-        with writing(self._path):
+        with writing(self._path, training=True):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         for name, value in record.items():

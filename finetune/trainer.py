@@ -91,6 +91,8 @@ class Trainer:
         self.checkpoints = Checkpoints(folder, loop.save_total_limit)
         self.state, self._listen = State(identity), listen
         found = self.checkpoints.latest(tell) if resume else None
+        if resume and found is None:
+            tell(f"there is no whole checkpoint in {folder} to go on from; the run begins anew")
         self.module = self.world.prepare(learner)
         matrices = [p for p in self._parameters.values() if p.ndim >= 2]
         vectors = [p for p in self._parameters.values() if p.ndim < 2]
@@ -206,7 +208,7 @@ class Trainer:
             state.best_loss, state.best_step, state.worse = loss, state.step, 0
             tensors = {name: self.world.whole(p).cpu().clone() for name, p in self._parameters.items()}
             if self.world.rank == 0:
-                replace_folder(self.folder / "best", {TENSORS: save(tensors)})
+                replace_folder(self.folder / "best", {TENSORS: save(tensors)}, training=True)
             self.world.wait()
         else:
             state.worse += 1

@@ -297,7 +297,7 @@ def test_a_checkpoint_cut_short_is_passed_over(damage: str, tmp_path: Path) -> N
     file.write_bytes(file.read_bytes()[:-7])
     told: list[str] = []
     assert trainer(tmp_path, resume=True, tell=told.append).state.step == 4
-    assert told == ["checkpoint step-0000008 is damaged or was cut short; the one before it is used"]
+    assert told == ["checkpoint step-0000008 is damaged or was cut short; it is passed over"]
 
 
 def test_a_killed_write_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
