@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from finetune.checkpoints import TENSORS, Checkpoints, writing
-from finetune.errors import FinetuneError
+from finetune.distributed import start
+from finetune.errors import FinetuneError, Interrupted
 from finetune.log import read_log
 from finetune.run import Prepared, train
 
 from .test_configs import load_config, prepare, questions, spoken, tiny
-from .test_trainer import Killed, killed_at, trainer
+from .test_trainer import Killed, killed_at, losses, trainer
 
 __all__ = ["tiny"]  # a fixture
 
@@ -67,3 +71,70 @@ def test_what_hinders_writing_is_told(number: int, training: bool, told: str) ->
 
     with pytest.raises(FinetuneError, match=told), writing(Path("x"), training):
         raise OSError(number, os.strerror(number))
+
+
+def test_damage_to_the_best_values_is_told(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        trainer(tmp_path, listen=killed_at(9)).run()
+    file = tmp_path / "best" / TENSORS
+    whole = file.read_bytes()
+    for damaged in (whole[:-7], whole[:-1] + bytes([whole[-1] ^ 1])):
+        file.write_bytes(damaged)
+        with pytest.raises(FinetuneError, match="best, the values that validated best, is damaged or was cut short"):
+            trainer(tmp_path, resume=True)
+    file.write_bytes(whole)
+    assert trainer(tmp_path, resume=True).run().done
+
+
+def test_ctrl_c_ends_after_a_step_and_loses_nothing(tmp_path: Path) -> None:
+    def press(record: dict[str, Any]) -> None:
+        if record["step"] == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    trainer(tmp_path / "a").run()
+    with pytest.raises(Interrupted, match="interrupted after step 5; go on with --resume"):
+        trainer(tmp_path / "b", listen=press).run()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = trainer(tmp_path / "b", resume=True)
+    assert resumed.state.step == 5
+    resumed.run()
+    assert losses(tmp_path / "b") == losses(tmp_path / "a")
+
+
+def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
+    def press(record: dict[str, Any]) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, listen=press).run()
+
+
+@pytest.mark.parametrize("where", ["add_scalar", "close"])
+def test_a_run_goes_on_without_its_board(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*given: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(f"torch.utils.tensorboard.SummaryWriter.{where}", full)
+    told: list[str] = []
+    assert trainer(tmp_path, tell=told.append).run().done
+    assert len(told) == 1
+    assert "No space left on device; the run goes on without them" in told[0]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_advice_against_nan_fits_the_dtype(tmp_path: Path) -> None:
+    for dtype, advised in ((torch.float32, False), (torch.bfloat16, True)):
+        made = trainer(tmp_path, dtype=dtype)
+        made.learner.model.norm.weight.data.fill_(math.nan)
+        with pytest.raises(FinetuneError, match="lower learning_rate") as raised:
+            made._step()
+        assert ("float32" in str(raised.value)) == advised
+
+
+def test_torchrun_needs_to_be_told_how_work_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(FinetuneError, match=r'2 processes and train\.distributed = "none"'):
+        start("none")
