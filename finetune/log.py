@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ class Log:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         for name, value in record.items():
-            if name != "step" and isinstance(value, float):
-                self._drawn(lambda n=name, v=value: self._board and self._board.add_scalar(n, v, record["step"]))
+            if self._board is not None and name != "step" and isinstance(value, float):
+                self._drawn(partial(self._board.add_scalar, name, value, record["step"]))
         self._listen(record)
 
     def close(self) -> None:
