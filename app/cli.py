@@ -16,7 +16,7 @@ from app.cli_eval import eval_group
 from app.cli_finetune import finetune_group
 from app.errors import AppError, Misuse
 from app.options import filter_options, model_options, services
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, Interrupted
 from ingest.errors import IngestError
 from llama.errors import LlamaError
 from vectorstore.errors import StoreError
@@ -303,6 +303,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", 2)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted; what was finished is kept", 130)
+    except Interrupted as error:
+        return _fail(str(error), 130)
     except USER_ERRORS as error:
         return _fail(str(error), 2 if isinstance(error, Misuse) else 1)
     except Exception as error:

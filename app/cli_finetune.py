@@ -29,6 +29,7 @@ def finetune_group() -> None:
 @click.argument("configuration", metavar="CONFIG")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a key, as train.epochs=2.")
 @click.option("--resume", is_flag=True, help="Go on with the run of this name where it was interrupted.")
+@click.option("--restart", is_flag=True, help="Start anew where a run of this name could still go on.")
 @click.option("--dry-run", is_flag=True, help="Show what would be trained on, decoded, and what is learned of it.")
 @MODEL
 @click.option("--device", metavar="D", help="auto, cpu, cuda or cuda:N.")
@@ -38,6 +39,7 @@ def train(
     configuration: str,
     changes: tuple[str, ...],
     resume: bool,
+    restart: bool,
     dry_run: bool,
     dtype: str | None,
     seed: int | None,
@@ -51,12 +53,14 @@ def train(
     from app import finetuning
     from finetune.config import load_config
 
+    if resume and restart:
+        raise click.UsageError("--resume goes on with a run and --restart begins it anew; give one of them")
     given = {key: value for key, value in (("train.dtype", dtype), ("train.seed", seed)) if value is not None}
     if overrides["model"] is not None:
         given["model"] = overrides["model"]
     found = load_config(configuration, {**dict(map(_change, changes)), **given})
     settings = config.load_settings(**overrides)
-    click.echo(finetuning.dry_run(settings, found) if dry_run else finetuning.train(settings, found, resume))
+    click.echo(finetuning.dry_run(settings, found) if dry_run else finetuning.train(settings, found, resume, restart))
 
 
 def _change(given: str) -> tuple[str, Any]:

@@ -65,7 +65,7 @@ def dry_run(settings: Settings, config: Config) -> str:
     return "\n".join(lines)
 
 
-def train(settings: Settings, config: Config, resume: bool) -> str:
+def train(settings: Settings, config: Config, resume: bool, restart: bool) -> str:
     """Trains and returns a line about the adapter. Progress goes to standard error. Raises FinetuneError."""
     from finetune.distributed import start
     from finetune.run import train as run
@@ -85,6 +85,7 @@ def train(settings: Settings, config: Config, resume: bool) -> str:
             settings.device,
             settings.cache / "models.json",
             resume,
+            restart,
             Told() if first else (lambda record: None),
             tell if first else (lambda line: None),
             world,

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,16 @@ TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "sha256.json"
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Puts what hinders writing into one line."""
+def writing(path: Path, training: bool = False) -> Iterator[None]:
+    """Puts what hinders writing into one line. training: a run can go on afterwards with --resume."""
     try:
         yield
     except OSError as error:
-        why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
-        raise FinetuneError(
-            f"{path} cannot be written: {why}; make room and start again, the run goes on from its last checkpoint"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = "the disk is full" if full else error.strerror or str(error)
+        mend = "make room" if full else "see whether its folder is there and yours to write in"
+        again = "go on with --resume" if training else "try again"
+        raise FinetuneError(f"{path} cannot be written: {why}; {mend}, and {again}") from error
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -41,10 +42,10 @@ def write_whole(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def replace_folder(target: Path, files: Mapping[str, bytes]) -> None:
+def replace_folder(target: Path, files: Mapping[str, bytes], training: bool = False) -> None:
     """A folder with these files in place of whatever is there; it appears in one step. Raises FinetuneError."""
     part = target.with_name(f".{target.name}.part")
-    with writing(target):
+    with writing(target, training):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         try:
@@ -69,10 +70,8 @@ class Checkpoints:
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
         """Writes the checkpoint of a step. Raises FinetuneError where it cannot be."""
-        files = {TENSORS: save(dict(tensors)), STATE: json.dumps(state).encode()}
-        sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         target = self.folder / f"step-{step:07d}"
-        replace_folder(target, {**files, SUMS: json.dumps(sums).encode()})
+        _write(target, {TENSORS: save(dict(tensors)), STATE: json.dumps(state).encode()})
         for old in self._all()[: -self._keep]:
             shutil.rmtree(old, ignore_errors=True)
         return target
@@ -84,8 +83,30 @@ class Checkpoints:
             if found is not None:
                 return found
             if tell is not None:
-                tell(f"checkpoint {folder.name} is damaged or was cut short; the one before it is used")
+                tell(f"checkpoint {folder.name} is damaged or was cut short; it is passed over")
         return None
+
+    def unfinished(self) -> bool:
+        """Whether there is something to go on from, of a run that has not come to its end."""
+        found = self.latest()
+        return found is not None and not found[1].get("done")
+
+    def save_best(self, tensors: Mapping[str, Tensor]) -> None:
+        """Writes the values that validated best. Raises FinetuneError where they cannot be."""
+        _write(self.folder / "best", {TENSORS: save(dict(tensors))})
+
+    def best(self) -> dict[str, Tensor]:
+        """The values that validated best. Raises FinetuneError where they are not whole."""
+        try:
+            found = _whole(self.folder / "best", (TENSORS,))
+            if found is not None:
+                return load(found[TENSORS])
+        except SafetensorError:
+            pass  # told as any other damage
+        raise FinetuneError(
+            f"{self.folder / 'best'}, the values that validated best, is damaged or was cut short; begin the run anew "
+            "with --restart"
+        )
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
@@ -93,10 +114,24 @@ class Checkpoints:
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     try:
+        data = _whole(folder, (TENSORS, STATE))
+        return None if data is None else (load(data[TENSORS]), json.loads(data[STATE]))
+    except (ValueError, SafetensorError):
+        return None
+
+
+def _write(target: Path, files: Mapping[str, bytes]) -> None:
+    """A run's folder of these files and their sums."""
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    replace_folder(target, {**files, SUMS: json.dumps(sums).encode()}, training=True)
+
+
+def _whole(folder: Path, names: Sequence[str]) -> dict[str, bytes] | None:
+    """What `_write` wrote; None where it is not that any more."""
+    try:
         sums = json.loads((folder / SUMS).read_bytes())
-        data = {name: (folder / name).read_bytes() for name in (TENSORS, STATE)}
-        if any(hashlib.sha256(each).hexdigest() != sums.get(name) for name, each in data.items()):
-            return None
-        return load(data[TENSORS]), json.loads(data[STATE])
-    except (OSError, ValueError, AttributeError, SafetensorError):
+        data = {name: (folder / name).read_bytes() for name in names}
+        wrong = any(hashlib.sha256(each).hexdigest() != sums.get(name) for name, each in data.items())
+        return None if wrong else data
+    except (OSError, ValueError, AttributeError):
         return None

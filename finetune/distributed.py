@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -96,6 +97,11 @@ KINDS: dict[str, type[Ddp]] = {"ddp": Ddp, "fsdp": Fsdp}
 def start(kind: str) -> Alone:
     """Joins the processes that `torchrun` started. kind: "none", "ddp" or "fsdp". Raises FinetuneError."""
     if kind == "none":
+        if (size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+            raise FinetuneError(
+                f'torchrun started {size} processes and train.distributed = "none" has each train alone, over the '
+                'others; set train.distributed = "ddp" or "fsdp", or start it without torchrun'
+            )
         return Alone()
     try:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")

@@ -86,7 +86,7 @@ def save_adapter(
     }
     if as_peft:
         files[CONFIG] = json.dumps(described, indent=1).encode()
-    replace_folder(folder, files)
+    replace_folder(folder, files, training=True)
     return card
 
 

@@ -4,41 +4,53 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from finetune.checkpoints import writing
 
 Listener = Callable[[dict[str, Any]], None]
+Tell = Callable[[str], None]
 
 
 class Log:
     """Records of a run, in log.jsonl and for TensorBoard in the same folder. Each has a `step`, from 1."""
 
-    def __init__(self, folder: Path, listen: Listener, after: int = 0) -> None:
+    def __init__(self, folder: Path, listen: Listener, after: int = 0, tell: Tell = print) -> None:
         """after: the step that the run goes on behind; what an interrupted run wrote of later ones is dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path, self._listen = folder / "log.jsonl", listen
-        kept = [row for row in read_log(folder) if row["step"] <= after]
-        with writing(self._path):
+        self._path, self._listen, self._tell = folder / "log.jsonl", listen, tell
+        # A run that begins anew validates before its first step once more, so of step 0 nothing is kept either.
+        kept = [row for row in read_log(folder) if 0 < after >= row["step"]]
+        with writing(self._path, training=True):
             folder.mkdir(parents=True, exist_ok=True)
             self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             self._file = self._path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1 if after else None)
+        purged = after + 1 if after else None
+        self._board = self._drawn(lambda: SummaryWriter(str(folder / "tensorboard"), purge_step=purged))
 
     def __call__(self, record: dict[str, Any]) -> None:
-        with writing(self._path):
+        with writing(self._path, training=True):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         for name, value in record.items():
-            if name != "step" and isinstance(value, float):
-                self._board.add_scalar(name, value, record["step"])
+            if self._board is not None and name != "step" and isinstance(value, float):
+                self._drawn(partial(self._board.add_scalar, name, value, record["step"]))
         self._listen(record)
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        self._drawn(lambda: self._board and self._board.close())
+
+    def _drawn(self, draw: Callable[[], Any]) -> Any:
+        """Calls what has to do with the board. The run does without it where it fails, and says so once."""
+        try:
+            return draw()
+        except Exception as error:
+            self._board = None
+            self._tell(f"TensorBoard's curves cannot be written: {error}; the run goes on without them")
 
 
 class Silent:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from finetune.adapters import method
+from finetune.checkpoints import Checkpoints
 from finetune.config import Config, DataSpec
 from finetune.data import dataset_info
 from finetune.data.encode import ALPACA_CHAT, Encoder
@@ -153,6 +154,7 @@ def train(
     device: str = "auto",
     cache: Path | None = None,
     resume: bool = False,
+    restart: bool = False,
     listen: Listener = lambda record: None,
     tell: Callable[[str], None] = lambda line: None,
     world: Alone | None = None,
@@ -160,19 +162,21 @@ def train(
 ) -> tuple[Path, State]:
     """Trains, and writes the adapter with the values that validated best. Returns its folder and how the run ended.
 
-    runs, adapters: folders in which the run's and the adapter's own are made, by the configuration's name. start: the
-    folder of the adapter that `config.start` names.
+    runs, adapters: folders in which the run's and the adapter's own are made, by the configuration's name. resume goes
+    on with the run that is there, restart replaces it even where it could go on. start: the folder of the adapter that
+    `config.start` names. Raises FinetuneError.
     """
-    world, tokenizer = world or Alone(), checkpoint.tokenizer()
+    folder, world, tokenizer = runs / config.name, world or Alone(), checkpoint.tokenizer()
+    if not (resume or restart) and Checkpoints(folder, config.train.save_total_limit).unfinished():
+        raise FinetuneError(
+            f"{folder} holds the checkpoints of a run that is not finished; go on with --resume, or start anew with "
+            "--restart"
+        )
     learner, base = build(config, checkpoint, tokenizer, device), base_of(checkpoint, cache)
     if config.stage == "sft" and config.train.template == "alpaca":
         base = replace(base, chat_template=ALPACA_CHAT)
     if start is not None:
         go_on_from(start, learner.adapter, learner.model, config.method_name, base)
-    folder = runs / config.name
-    if not resume and world.rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-    world.wait()
     trainer = Trainer(
         learner,
         prepared.training,
@@ -185,6 +189,11 @@ def train(
         world,
         resume,
     )
+    if trainer.state.step == 0:
+        # An earlier run goes only now, that nothing hinders this one; and not before all processes have looked at it.
+        world.wait()
+        if world.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
     state = trainer.run()
     notes = {
         "configuration": config.model_dump(mode="json", exclude_none=True),

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
-from finetune.checkpoints import TENSORS, Checkpoints, replace_folder
+from finetune.checkpoints import Checkpoints
 from finetune.config import Loop
 from finetune.data.samples import Example
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, Interrupted
+from finetune.interrupt import waiting
 from finetune.learner import Batch, Learner
 from finetune.log import Listener, Log, Silent
 from finetune.plan import Plan, packs
@@ -89,8 +89,10 @@ class Trainer:
         self.warmup = math.ceil(loop.warmup_ratio * self.plan.steps)
         self.device = learner.model.norm.weight.device
         self.checkpoints = Checkpoints(folder, loop.save_total_limit)
-        self.state, self._listen = State(identity), listen
+        self.state, self._listen, self._tell = State(identity), listen, tell
         found = self.checkpoints.latest(tell) if resume else None
+        if resume and found is None:
+            tell(f"there is no whole checkpoint in {folder} to go on from; the run begins anew")
         self.module = self.world.prepare(learner)
         matrices = [p for p in self._parameters.values() if p.ndim >= 2]
         vectors = [p for p in self._parameters.values() if p.ndim < 2]
@@ -105,22 +107,28 @@ class Trainer:
 
     def run(self) -> State:
         """Trains to the end, or until validation has not become better for long. Raises FinetuneError."""
-        log = Log(self.folder, self._listen, self.state.step) if self.world.rank == 0 else Silent()
+        log = Log(self.folder, self._listen, self.state.step, self._tell) if self.world.rank == 0 else Silent()
+        # Processes of torchrun are all interrupted at once, and could not agree on a step.
+        alone = waiting() if self.world.size == 1 else contextlib.nullcontext(lambda: False)
         try:
-            if self.validation and self.state.step == 0:
-                self._validated(log)  # the base's own loss, to know what was gained
-            while not self.state.done:
-                log(self._step())
-                state, last = self.state, self.state.step == self.plan.steps
-                if self.validation and (state.step % self.loop.eval_steps == 0 or last):
-                    self._validated(log)
-                state.done = last or state.worse >= self.loop.patience
-                if state.step % self.loop.save_steps == 0 or state.done:
-                    self._save()
+            with alone as asked:
+                if self.validation and self.state.step == 0:
+                    self._validated(log)  # the base's own loss, to know what was gained
+                while not self.state.done:
+                    log(self._step())
+                    state, last = self.state, self.state.step == self.plan.steps
+                    if self.validation and (state.step % self.loop.eval_steps == 0 or last):
+                        self._validated(log)
+                    state.done = last or state.worse >= self.loop.patience
+                    stop = asked()
+                    if state.step % self.loop.save_steps == 0 or state.done or stop:
+                        self._save()
+                    if stop and not state.done:
+                        raise Interrupted(f"interrupted after step {state.step}; go on with --resume")
         finally:
             log.close()
         if self.validation:
-            self._fill(load((self.folder / "best" / TENSORS).read_bytes()))
+            self._fill(self.checkpoints.best())
         return self.state
 
     # -- one step -------------------------------------------------------------------------------------------------
@@ -147,9 +155,7 @@ class Trainer:
         clipped = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.loop.max_grad_norm)
         norm = float(self.world.whole(clipped))
         if not math.isfinite(norm):
-            raise FinetuneError(
-                f'the gradient of step {state.step + 1} is not a number; lower learning_rate, or set dtype = "float32"'
-            )
+            raise FinetuneError(f"the gradient of step {state.step + 1} is not a number; {self._slower}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         (summed,) = self.world.total(summed)
@@ -174,9 +180,15 @@ class Trainer:
         bad = (~each.isfinite()).nonzero()[:1, 0].tolist()
         where = part[int(batch.owner[bad[0]])].origin if bad else "not to be told"
         raise FinetuneError(
-            f"the loss of step {self.state.step + 1} is not a number (sample {where}); look at that sample, lower "
-            'learning_rate, or set dtype = "float32"'
+            f"the loss of step {self.state.step + 1} is not a number (sample {where}); look at that sample, or "
+            f"{self._slower}"
         )
+
+    @property
+    def _slower(self) -> str:
+        """What helps against numbers that grow too large."""
+        exact = self.learner.dtype == torch.float32
+        return "lower learning_rate" + ("" if exact else ', or set dtype = "float32"')
 
     @contextlib.contextmanager
     def _memory(self, part: Sequence[Example]) -> Iterator[None]:
@@ -206,7 +218,7 @@ class Trainer:
             state.best_loss, state.best_step, state.worse = loss, state.step, 0
             tensors = {name: self.world.whole(p).cpu().clone() for name, p in self._parameters.items()}
             if self.world.rank == 0:
-                replace_folder(self.folder / "best", {TENSORS: save(tensors)})
+                self.checkpoints.save_best(tensors)
             self.world.wait()
         else:
             state.worse += 1
@@ -238,10 +250,7 @@ class Trainer:
                     summed, counted = summed + loss.item(), counted + sum(each.supervised for each in part)
         total, count = self.world.total(summed, counted)
         if not math.isfinite(total):
-            raise FinetuneError(
-                f"the validation's loss after step {self.state.step} is not a number; lower learning_rate, or set "
-                'dtype = "float32"'
-            )
+            raise FinetuneError(f"the validation's loss after step {self.state.step} is not a number; {self._slower}")
         return total / count
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
@@ -268,6 +277,8 @@ class Trainer:
                 "another name, or start it without --resume"
             )
         self.state = State(**state)
+        if self.validation:
+            self.checkpoints.best()  # damage is told now, and not when all of the rest has been trained
         self._fill({n.removeprefix("value/"): t for n, t in tensors.items() if n.startswith("value/")})
         for name, parameter in self._parameters.items():
             whole = {moment: tensors[f"{moment}/{name}"] for moment in MOMENTS}

@@ -95,17 +95,20 @@ def test_a_batch_counts_what_is_learned() -> None:
 # -- a step ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_of_full_tuning_is_a_plain_loops(tmp_path: Path) -> None:
-    """Against torch written out: padded rows, cross_entropy with -100, AdamW, clipping."""
-    loop = LOOP.model_copy(update={"max_steps": 1, "batch_size": 18, "warmup_ratio": 0.0, "weight_decay": 0.1})
+def test_steps_of_full_tuning_is_a_plain_loops(tmp_path: Path) -> None:
+    """Against torch written out: padded rows, cross_entropy with -100, AdamW, clipping. Betas show from the second."""
+    loop = LOOP.model_copy(
+        update={"max_steps": 3, "batch_size": 18, "learning_rate": 1e-3, "warmup_ratio": 0.0, "weight_decay": 0.1}
+    )
     ours = trainer(tmp_path, "full", loop, data=(DATA[:18], []))
     model, _ = adapted("full")
-    ours._step()
+    for _ in range(3):
+        ours._step()
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    plain = torch.optim.AdamW(groups, lr=rate(1, 1, 1e-2, 0), betas=(0.9, 0.95))
+    plain = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     longest = max(len(e.ids) for e in DATA[:18])
     ids, labels = torch.zeros(18, longest, dtype=torch.long), torch.full((18, longest), -100)
     for row, each in enumerate(DATA[:18]):
@@ -113,10 +116,14 @@ def test_a_step_of_full_tuning_is_a_plain_loops(tmp_path: Path) -> None:
         labels[row, : len(each.ids)] = torch.tensor(
             [i if learned else -100 for i, learned in zip(each.ids, each.learned, strict=True)]
         )
-    logits = model(ids, new=[len(e.ids) for e in DATA[:18]])
-    F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    plain.step()
+    for step in (1, 2, 3):
+        for group in plain.param_groups:
+            group["lr"] = rate(step, 3, 1e-3, 0)
+        plain.zero_grad()
+        logits = model(ids, new=[len(e.ids) for e in DATA[:18]])
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        plain.step()
     expected = dict(model.named_parameters())
     for name, parameter in ours.learner.trained.items():
         assert torch.allclose(parameter, expected[name], atol=2e-5), name
@@ -297,7 +304,7 @@ def test_a_checkpoint_cut_short_is_passed_over(damage: str, tmp_path: Path) -> N
     file.write_bytes(file.read_bytes()[:-7])
     told: list[str] = []
     assert trainer(tmp_path, resume=True, tell=told.append).state.step == 4
-    assert told == ["checkpoint step-0000008 is damaged or was cut short; the one before it is used"]
+    assert told == ["checkpoint step-0000008 is damaged or was cut short; it is passed over"]
 
 
 def test_a_killed_write_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
