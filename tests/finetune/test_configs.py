@@ -40,10 +40,11 @@ def tiny(gguf_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def questions(path: Any, spec: Any, seed: int, faults: Any) -> list[Sample]:
-    """Stands for the application's reader of SQuAD files."""
-    turns = [({"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": f"Answer {i}."})
+    """Stands for the application's reader of SQuAD files, in which other documents are for validation only."""
+    of = "kept" if spec.only_validate else "g"
+    turns = [({"role": "user", "content": f"Question {i} of {of}?"}, {"role": "assistant", "content": f"Answer {i}."})
              for i in range(12)]  # fmt: skip
-    return [Sample(each, group=f"g{i % 4}", origin=f"o{i}") for i, each in enumerate(turns)]  # type: ignore[arg-type]
+    return [Sample(each, group=f"{of}{i % 4}", origin=f"o{i}") for i, each in enumerate(turns)]  # type: ignore[arg-type]
 
 
 def spoken(folder: Path) -> Any:
