@@ -38,7 +38,11 @@ def prepare(settings: Settings, config: Config) -> tuple[Checkpoint, Tokenizer, 
     checkpoint = checkpoint_of(settings, config.model)
     tokenizer, source = checkpoint.tokenizer(), checkpoint.chat_template
     template = None if source is None else ChatTemplate(source, tokenizer)
-    return checkpoint, tokenizer, prepared(config, tokenizer, template, readers(settings))
+    return (
+        checkpoint,
+        tokenizer,
+        prepared(config, tokenizer, template, readers(settings), checkpoint.config.context_length),
+    )
 
 
 def report(found: Prepared, tell: Callable[[str], None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -97,10 +96,10 @@ KINDS: dict[str, type[Ddp]] = {"ddp": Ddp, "fsdp": Fsdp}
 def start(kind: str) -> Alone:
     """Joins the processes that `torchrun` started. kind: "none", "ddp" or "fsdp". Raises FinetuneError."""
     if kind == "none":
-        if (size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        if dist.is_torchelastic_launched():
             raise FinetuneError(
-                f'torchrun started {size} processes and train.distributed = "none" has each train alone, over the '
-                'others; set train.distributed = "ddp" or "fsdp", or start it without torchrun'
+                'train.distributed = "none" would have each process of torchrun train alone, over the others; set '
+                'train.distributed = "ddp" or "fsdp", or start it without torchrun'
             )
         return Alone()
     try:

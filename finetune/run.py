@@ -76,9 +76,12 @@ def read_samples(config: Config, extra: Extra, faults: Faults) -> list[Sample]:
     return found
 
 
-def prepare(config: Config, tokenizer: Tokenizer, template: ChatTemplate | None, extra: Extra) -> Prepared:
-    """Reads and encodes the data and splits it by document. Raises FinetuneError."""
+def prepare(
+    config: Config, tokenizer: Tokenizer, template: ChatTemplate | None, extra: Extra, context: int | None = None
+) -> Prepared:
+    """Reads and encodes the data and splits it by document. context: of the model, in tokens. Raises FinetuneError."""
     loop, faults = config.train, Faults()
+    cutoff_len = _cutoff_len(config, context)
     samples = read_samples(config, extra, faults)
     wrong = [s for s in samples if bool(s.text) != (config.stage == "pretrain")]
     if wrong:
@@ -86,7 +89,7 @@ def prepare(config: Config, tokenizer: Tokenizer, template: ChatTemplate | None,
         other = "sft" if config.stage == "pretrain" else "pretrain"
         raise FinetuneError(f'{wrong[0].origin} holds {what}, which stage = "{other}" trains on')
     form = "alpaca" if config.stage == "pretrain" else loop.template
-    encoder = Encoder(tokenizer, template, loop.cutoff_len, form, loop.train_on_prompt, loop.mask_history)
+    encoder = Encoder(tokenizer, template, cutoff_len, form, loop.train_on_prompt, loop.mask_history)
     # The same conversation twice would be in training and in validation.
     unique = list(
         {json.dumps([s.messages, s.input, s.unlearned]) if s.messages else s.text: s for s in samples}.values()
@@ -97,6 +100,19 @@ def prepare(config: Config, tokenizer: Tokenizer, template: ChatTemplate | None,
         examples, loop.val_size, loop.seed, {sample.group for sample in samples if sample.aside}
     )
     return Prepared(training, validation, report, faults)
+
+
+def _cutoff_len(config: Config, context: int | None) -> int:
+    """The longest example: as configured or, by default, what the model has room for behind virtual tokens."""
+    given, front = config.train.cutoff_len, getattr(config.options, "num_virtual_tokens", 0)
+    if context is None or given <= context - front:
+        return given
+    if "cutoff_len" in config.train.model_fields_set:
+        behind = f" behind {front} virtual tokens" if front else ""
+        raise FinetuneError(
+            f"cutoff_len is {given}, and the model has room for {context - front} tokens{behind}; lower it"
+        )
+    return context - front
 
 
 def shown(example: Example, tokenizer: Tokenizer) -> str:

@@ -146,7 +146,8 @@ def test_a_file_can_be_for_validation_only(tiny: Path) -> None:
     _, tokenizer, template = spoken(tiny)
 
     def some(path: Any, spec: Any, seed: int, faults: Any) -> list[Sample]:
-        return [s for s in questions(path, spec, seed, faults) if not spec.only_validate or s.group == "g2"]
+        found = questions(path, spec.model_copy(update={"only_validate": False}), seed, faults)
+        return [s for s in found if not spec.only_validate or s.group == "g2"]
 
     table = {"file": "x", "format": "squad"}
     changes = {"data": [table, {**table, "only_validate": True}], "train.val_size": 0}
@@ -186,3 +187,19 @@ def test_unknown_names_suggest_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(FinetuneError, match=r"there is no 'data\.7\.file' to change"):
         load_config("lora", {"data.7.file": "x"})
     assert isinstance(load_config("lora", {"train.epochs": 5}), Config)
+
+
+def test_no_example_is_longer_than_the_model_has_room_for(tiny: Path, tmp_path: Path) -> None:
+    """By default it is left out; a cutoff_len that says otherwise is told before anything runs."""
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(json.dumps({"instruction": f"{i}?", "output": "x " * n}) for i, n in enumerate((3, 70))))
+    data = {"data.0.file": str(path), "data.0.format": "alpaca"}
+    _, tokenizer, template = spoken(tiny)
+    whole = prepare(load_config("prompt-tuning", data), tokenizer, template, {})
+    room = max(len(each.ids) for each in (*whole.training, *whole.validation)) - 1
+    found = prepare(load_config("prompt-tuning", data), tokenizer, template, {}, context=room + 20)
+    assert len(found.training) + len(found.validation) == 1
+    assert f"cutoff_len is {room}" in found.faults.lines[0]
+    given = load_config("prompt-tuning", {**data, "train.cutoff_len": room + 1})
+    with pytest.raises(FinetuneError, match=f"room for {room} tokens behind 20 virtual tokens; lower it"):
+        prepare(given, tokenizer, template, {}, context=room + 20)

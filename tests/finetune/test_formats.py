@@ -144,6 +144,7 @@ def test_what_we_cannot_do_is_refused(key: str, value: Any, told: str, ours: Tra
     model, adapter = adapted("lora", ours)
     save_adapter(tmp_path / "a", "lora", adapter, model, BASE)
     peft_folder(tmp_path / "b", tmp_path / "a", model.config)
+    (tmp_path / "b" / "paddock.json").unlink()  # as PEFT itself writes a folder
     path = tmp_path / "b" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     with pytest.raises(FinetuneError, match=told):
