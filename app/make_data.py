@@ -64,9 +64,14 @@ def make(
     a token, and the same question asked without the passage finds that passage and gives the same answer (round-trip
     consistency: Alberti et al. 2019). count: told of each passage what became of it. Raises AppError.
     """
-    retriever = services.retriever(kb, services.settings.k)
-    if retriever is None:
+    if services.retriever(kb, services.settings.k) is None:
         raise AppError(f"the knowledge base '{kb}' holds no documents to make questions from")
+    return _made(services, kb, limit, likelihood, count)
+
+
+def _made(
+    services: Services, kb: str, limit: int | None, likelihood: float, count: Callable[[str], None]
+) -> Iterator[Made]:
     store, seen = services.store(kb), set[str]()
     rows = services.ingestor.manifest.files(kb)
     chunks = [c for row in rows.values() if row.doc_id for c in store.chunks_of(row.doc_id)]
@@ -155,14 +160,15 @@ def write(services: Services, kb: str, out: Path, limit: int | None, likelihood:
     A file that is there already stays as it is: somebody may have reviewed it. Raises AppError.
     """
     counts: dict[str, int] = {}
-    services.retriever(kb, services.settings.k)  # a knowledge base that is not there leaves no file behind
 
     def count(why: str) -> None:
         counts[why] = counts.get(why, 0) + 1
 
+    found = make(services, kb, limit, likelihood, count)  # a knowledge base that is not there leaves no file behind
+
     try:
         with out.open("x", encoding="utf-8") as file:
-            for made in make(services, kb, limit, likelihood, count):
+            for made in found:
                 file.write(json.dumps(made.to_json(), ensure_ascii=False) + "\n")
                 file.flush()
     except FileExistsError as error:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.config import COLUMNS
 from finetune.data.readers import Layout
 from finetune.data.samples import text_of
 from finetune.errors import FinetuneError, nearest
 
 KNOWN = {"file_name", "formatting", "ranking", "subset", "split", "num_samples", "columns", "tags"}
-COLUMNS = {"prompt", "query", "response", "history", "messages", "system"}
 TAGS = {"role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"}
 
 
@@ -44,7 +44,7 @@ def entry(path: Path, name: str) -> Entry:
             raise FinetuneError(f"dataset '{name}' of {path}: unknown '{key}'; did you mean '{nearest(key, KNOWN)}'?")
     if given.get("ranking"):
         raise FinetuneError(f"dataset '{name}' of {path} ranks answers, and there is no training from preferences here")
-    for what, allowed in (("columns", COLUMNS), ("tags", TAGS)):
+    for what, allowed in (("columns", {each for names in COLUMNS.values() for each in names}), ("tags", TAGS)):
         named = given.get(what) if given.get(what) is not None else {}
         if not isinstance(named, dict) or not all(isinstance(each, str) for each in named.values()):
             raise FinetuneError(

@@ -8,10 +8,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor
 
 from finetune.adapters import METHODS, method
-from finetune.adapters.base import Adapter, unmerge
+from finetune.adapters.base import Adapter, products, unmerge
 from finetune.adapters.lora import Lora
 from finetune.adapters.prefix_tuning import PrefixTuning
 from finetune.adapters.prompt_tuning import PromptTuning
@@ -476,3 +477,25 @@ def test_unknown_products_name_the_nearest() -> None:
 
 def test_every_method_has_a_small_form_here() -> None:
     assert SMALL.keys() == METHODS.keys()
+
+
+def test_a_magnitude_near_1_counts_in_bf16() -> None:
+    """bf16 has no number between 1 and 1.0078: as a factor of its own it would count as 1."""
+    model = tiny_model()
+    adapter = Lora(model.config, METHODS["lora"].options(lora_rank=2, use_dora=True))  # type: ignore[arg-type]
+    adapter.begin(model, encode)
+    (linear,) = (each for layer, name, each, _ in products(model, ["up_proj"]) if layer == 0)
+    x = torch.randn(1, 400, model.config.dim)
+    with torch.no_grad():
+        magnitude = adapter.pair(0, "up_proj").magnitude
+        assert magnitude is not None
+        magnitude.mul_(1.003)
+        with torch.autocast("cpu", torch.bfloat16):
+            more = adapter.eval().project(0, "up_proj", linear, x).float().abs().sum() / linear(x).float().abs().sum()
+    assert abs(more.item() - 1.003) < 0.001
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_settings_are_finite(value: float) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        METHODS["lora"].options(lora_alpha=value)

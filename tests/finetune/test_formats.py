@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,11 @@ def test_what_peft_cannot_say_is_refused(tmp_path: Path) -> None:
         ("modules_to_save", ["lm_head"], "modules_to_save"),
         ("rank_pattern", {"q_proj": 2}, "rank_pattern"),
         ("peft_type", "LOHA", "kind 'LOHA'; known are"),
+        ("peft_type", ["LORA"], "kind"),
         ("target_modules", ["qkv"], "no 'qkv'"),
+        ("target_modules", 5, "'b' cannot be used"),
+        ("target_modules", "(", "'b' cannot be used"),
+        ("lora_alpha", math.inf, "finite"),
     ],
 )
 def test_what_we_cannot_do_is_refused(key: str, value: Any, told: str, ours: Transformer, tmp_path: Path) -> None:
