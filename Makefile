@@ -43,7 +43,7 @@ run: setup  ## ingests the sample inbox and opens the web UI
 	$(BIN)/paddock serve $(ARGS)
 
 test: setup browser  ## every test but those marked slow or gpu
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu" $(ARGS)
 
 test-all: setup browser  ## every test; those for a GPU skip where there is none
 	$(BIN)/python -m pytest $(ARGS)

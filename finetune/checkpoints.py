@@ -26,9 +26,10 @@ def writing(path: Path, training: bool = False) -> Iterator[None]:
     """Puts what hinders writing into one line. training: a run can go on afterwards with --resume."""
     try:
         yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = "the disk is full" if full else error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        full = number in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)
+        why = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
         mend = "make room" if full else "see whether its folder is there and yours to write in"
         again = "go on with --resume" if training else "try again"
         raise FinetuneError(f"{path} cannot be written: {why}; {mend}, and {again}") from error

@@ -33,21 +33,36 @@ def export(
 
     checkpoint: that of the base model; template: the chat template that travels along. Raises FinetuneError.
     """
+    part = folder.absolute().with_name(f".{folder.absolute().name}.part")
     with writing(folder):
         if folder.exists() and any(folder.iterdir()):
             raise FinetuneError(f"{folder} is there and not empty; choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        described = {**described_as(model.config), "dtype": str(dtype).removeprefix("torch.")}
-        (folder / "config.json").write_text(json.dumps({**described, **_ends(checkpoint)}, indent=1), encoding="utf-8")
-        state = {
-            name if name.startswith("lm_head.") else f"model.{name}": tensor.detach().to("cpu", dtype).contiguous()
-            for name, tensor in model.state_dict().items()
-            if not (model.config.tied and name.startswith("lm_head."))  # a copy would come untied (PEFT #2777)
-        }
-        save_torch_state_dict(state, folder)
-        missing = _vocabulary(checkpoint, folder)
-        if template is not None:
-            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            missing = _files(model, checkpoint, part, template, dtype)
+            if folder.exists():
+                folder.rmdir()
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return missing
+
+
+def _files(
+    model: Transformer, checkpoint: Checkpoint, folder: Path, template: str | None, dtype: torch.dtype
+) -> list[str]:
+    described = {**described_as(model.config), "dtype": str(dtype).removeprefix("torch.")}
+    (folder / "config.json").write_text(json.dumps({**described, **_ends(checkpoint)}, indent=1), encoding="utf-8")
+    state = {
+        name if name.startswith("lm_head.") else f"model.{name}": tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+        if not (model.config.tied and name.startswith("lm_head."))  # a copy would come untied (PEFT #2777)
+    }
+    save_torch_state_dict(state, folder)
+    missing = _vocabulary(checkpoint, folder)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return missing
 
 
@@ -130,7 +145,7 @@ def _byte_level(metadata: Mapping[str, Any], checkpoint: Checkpoint, folder: Pat
     if known.add_bos and known.bos_id is not None:
         bos = tokens[known.bos_id]
         made.post_processor = tokenizers.processors.TemplateProcessing(f"{bos} $A", None, [(bos, known.bos_id)])
-    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(made.to_str(pretty=True), encoding="utf-8")
     ends = sorted(known.eos_ids)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,8 @@ class Log:
             self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             self._file = self._path.open("a", encoding="utf-8")
         purged = after + 1 if after else None
+        # The board's writing thread would print a traceback of a full disk, which is told in one line below.
+        self._others, threading.excepthook = threading.excepthook, self._of_thread
         self._board = self._drawn(lambda: SummaryWriter(str(folder / "tensorboard"), purge_step=purged))
 
     def __call__(self, record: dict[str, Any]) -> None:
@@ -43,6 +46,11 @@ class Log:
     def close(self) -> None:
         self._file.close()
         self._drawn(lambda: self._board and self._board.close())
+        threading.excepthook = self._others
+
+    def _of_thread(self, failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            self._others(failed)
 
     def _drawn(self, draw: Callable[[], Any]) -> Any:
         """Calls what has to do with the board. The run does without it where it fails, and says so once."""

@@ -21,6 +21,9 @@ for name in [name for name in os.environ if name.startswith("PADDOCK_")]:
     del os.environ[name]
 # Compiled once for all state folders that tests make; each would take a quarter of a minute of its own.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(CALLERS_HOME / "cache" / "numba"))
+# Of several processes of one run, each computes with its share of the cores.
+if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(processes))))
 config.quiet()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from finetune.adapters import METHODS
@@ -225,6 +226,23 @@ def test_transformers_loads_the_merged_export(form: str, ours: Transformer, gguf
         assert (again(IDS)[0] - expected).abs().max() < 1e-4
     with pytest.raises(FinetuneError, match="not empty"):
         export(model, open_checkpoint(gguf_path), tmp_path / "out", None, torch.float32)
+
+
+def test_an_export_that_the_disk_has_no_room_for_leaves_nothing(
+    ours: Transformer, gguf_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    given = (ours, open_checkpoint(gguf_path), tmp_path / "out", None, torch.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune.export.save_torch_state_dict", full)
+        with pytest.raises(FinetuneError, match="out cannot be written: the disk is full; make room, and try again"):
+            export(*given)
+    assert list(tmp_path.iterdir()) == []
+    export(*given)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_exported_vocabulary_is_the_models(ours: Transformer, gguf_path: Path, tmp_path: Path) -> None:

@@ -110,14 +110,22 @@ def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
         trainer(tmp_path, listen=press).run()
 
 
-@pytest.mark.parametrize("where", ["add_scalar", "close"])
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    "where",
+    [
+        "torch.utils.tensorboard.SummaryWriter.add_scalar",
+        "torch.utils.tensorboard.SummaryWriter.close",
+        "tensorboard.summary.writer.record_writer.RecordWriter.write",  # in a thread of TensorBoard's own
+    ],
+)
 def test_a_run_goes_on_without_its_board(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def full(*given: Any, **more: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(f"torch.utils.tensorboard.SummaryWriter.{where}", full)
+    monkeypatch.setattr(where, full)
     told: list[str] = []
     assert trainer(tmp_path, tell=told.append).run().done
     assert len(told) == 1
