@@ -127,13 +127,17 @@ def _unmarked(text: str) -> str:
 
 
 def unmarked(pieces: Iterable[str]) -> Iterator[str]:
-    """A text that comes in pieces without the citation numbers in it; what may become one is held back."""
-    held = ""
+    """A text that comes in pieces without the citation numbers in it and the space before it; what may become a number
+    is held back.
+    """
+    held, begun = "", False
     for piece in pieces:
         held = _unmarked(held + piece)
+        held = held if begun else held.lstrip()
         found = OPEN_MARKER.search(held)
         at = len(held) if found is None or len(held) - found.start() > LONGEST_MARKER else found.start()
         if at:
+            begun = True
             yield held[:at]
         held = held[at:]
     if held:

@@ -16,7 +16,7 @@ from app.errors import AppError
 from app.evaluate.metrics import holds
 from app.evaluate.questions import Dataset, read_squad
 from app.lines import is_valid, read_lines
-from app.prompt import REFUSAL, follow_up, language_of, messages_for
+from app.prompt import REFUSAL, as_it_stands, follow_up, language_of, messages_for
 from finetune.config import DataSpec
 from finetune.data.grounded import GroundedQuestion, conversations, grounded
 from finetune.data.samples import Faults, Sample
@@ -41,7 +41,7 @@ class _Prompted:
 
     def answer(self, question: GroundedQuestion, passages: Sequence[Document]) -> str | None:
         held = [a for a in question.answers if any(holds(each.page_content, a) for each in passages)]
-        return min(held, key=len, default=None)
+        return as_it_stands(min(held, key=len), passages) if held else None
 
     def refusal(self, question: str) -> str:
         return REFUSAL[language_of(question)]

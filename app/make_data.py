@@ -146,12 +146,13 @@ def _span(answer: Answer, chunk: Document) -> str | None:
 
 def _likelihood(services: Services, question: str, chunk: Document, answer: str) -> float:
     """Geometric mean of the probabilities of the answer's tokens behind the prompt with its passage."""
-    from app.prompt import messages_for
+    from app.prompt import as_it_stands, messages_for
 
     engine = services.engine
     prompt = engine.encode_chat(messages_for(question, (), [chunk]))
-    [found] = engine.log_likelihoods([(prompt, engine.tokenizer.encode(answer, first=False))], services.adapter())
-    return math.exp(statistics.fmean(found))
+    forms = dict.fromkeys((answer, as_it_stands(answer, [chunk])))  # the bare model begins without the space
+    pairs = [(prompt, engine.tokenizer.encode(form, first=False)) for form in forms]
+    return max(math.exp(statistics.fmean(found)) for found in engine.log_likelihoods(pairs, services.adapter()))
 
 
 def write(services: Services, kb: str, out: Path, limit: int | None, likelihood: float) -> dict[str, int]:

@@ -115,6 +115,17 @@ def follow_up(question: str) -> str:
     return "\n".join(ASK[language_of(question)].splitlines()[-2:]).format(question=question)
 
 
+def as_it_stands(answer: str, passages: Sequence[Document]) -> str:
+    """An answer as a model that copies begins it: a word with the space before it where a passage has one.
+
+    A vocabulary has a word with its space as one token and without it often as several others, so that the first word
+    of an answer would have to be spelled anew: what was learned without it called Somerset House Somers House. Numbers
+    are the same tokens either way, and a space before them may melt into the line feed that ends the prompt.
+    """
+    spaced = f" {answer}"
+    return spaced if answer[:1].isalpha() and any(spaced in each.page_content for each in passages) else answer
+
+
 def build(
     question: str,
     history: Sequence[Turn],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from finetune.data.samples import Example, Faults, Sample
@@ -73,6 +74,11 @@ class Encoder:
             raise FinetuneError("no token of it would be learned")
         if self.train_on_prompt and sample.unlearned:
             raise FinetuneError("an answer of it has the weight 0, and train_on_prompt learns all there is")
+        if not sample.exact:
+            # A space before an answer would be learned as its first token, or melt into the prompt's last.
+            sample = replace(sample, messages=tuple(
+                {**m, "content": m["content"].strip()} if m["role"] == "assistant" else m for m in sample.messages
+            ))  # fmt: skip
         ids, learned = self._chat(sample.messages, wanted) if self.form == "chat" else self._alpaca(sample)
         if len(ids) > self.cutoff_len:
             self.too_long.append((sample.origin, len(ids)))
@@ -83,16 +89,12 @@ class Encoder:
             learned = [True] * len(ids)
         yield Example(tuple(ids), tuple(learned), sample.group, sample.origin)
 
-    def _chat(self, messages: Sequence[Message], answers: Sequence[int]) -> tuple[list[int], list[bool]]:
+    def _chat(self, turns: Sequence[Message], answers: Sequence[int]) -> tuple[list[int], list[bool]]:
         """Ids by the model's template. What is learned is found by rendering prefixes: no template has to mark it.
 
         answers: the places of those to learn.
         """
         assert self.template is not None
-        # A space before an answer would be learned as its first token, or melt into the prompt's last.
-        turns: list[Message] = [
-            {**m, "content": m["content"].strip()} if m["role"] == "assistant" else m for m in messages
-        ]
         ids = self.template.encode(turns, add_generation_prompt=False)
         learned = [False] * len(ids)
         for i in answers:
@@ -135,7 +137,7 @@ class Encoder:
         prompt = self.tokenizer.encode(form.format(instruction=instruction, input=sample.input))
         bos = [self.tokenizer.bos_id] * (self.tokenizer.add_bos and self.tokenizer.bos_id is not None)
         front = [*(b for b in bos if b is not None), *prompt]
-        answer = [*self.tokenizer.encode(messages[-1]["content"].strip(), first=False), min(self.tokenizer.eos_ids)]
+        answer = [*self.tokenizer.encode(messages[-1]["content"], first=False), min(self.tokenizer.eos_ids)]
         return [*front, *answer], [False] * len(front) + [True] * len(answer)
 
     def _text(self, sample: Sample) -> Iterator[Example]:

@@ -38,7 +38,7 @@ class Grounding(Protocol[Passage]):
         """A further question about passages that stand in the conversation already."""
 
     def answer(self, question: GroundedQuestion, passages: Sequence[Passage]) -> str | None:
-        """The shortest of its answers that stands in one of the passages; None where none does."""
+        """The shortest of its answers that stands in one of the passages, as it stands there; None where none does."""
 
     def is_gold(self, passage: Passage, question: GroundedQuestion) -> bool:
         """Whether the passage is of the question's paragraph and holds an answer to it."""
@@ -90,11 +90,15 @@ def grounded(
         if not passages:
             faults.add(question.origin, "no passage is found for it")
             continue
-        answer = min(question.answers, key=len) if gold is not None else grounding.refusal(question.text)
+        if gold is not None:
+            said = grounding.answer(question, [gold]) or min(question.answers, key=len)
+        else:
+            said = grounding.refusal(question.text)
         yield Sample(
-            (*grounding.messages(question.text, passages), {"role": "assistant", "content": answer}),
+            (*grounding.messages(question.text, passages), {"role": "assistant", "content": said}),
             group=question.group,
             origin=question.origin,
+            exact=True,
         )
 
 
@@ -184,4 +188,4 @@ def _conversation(
             continue
         messages += [grounding.again(question.text)] if messages else grounding.messages(question.text, passages)
         messages.append({"role": "assistant", "content": answer or grounding.refusal(question.text)})
-    return Sample(tuple(messages), group=anchor.group, origin=anchor.origin) if messages else None
+    return Sample(tuple(messages), group=anchor.group, origin=anchor.origin, exact=True) if messages else None

@@ -16,6 +16,7 @@ class Sample:
 
     aside: its document is to be validated on, whatever else is drawn for that. input: what of the question's end,
     behind a line feed, Alpaca's prompt has under a heading of its own. unlearned: places of answers not to be learned.
+    exact: a space before an answer is meant; else it is dropped.
     """
 
     messages: tuple[Message, ...] = ()
@@ -25,6 +26,7 @@ class Sample:
     aside: bool = False
     input: str = ""
     unlearned: tuple[int, ...] = ()
+    exact: bool = False
 
 
 @dataclass(frozen=True)

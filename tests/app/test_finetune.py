@@ -79,7 +79,7 @@ def test_a_question_without_its_passage_is_refused(retrieve: bool, settings: Set
         shown = sample.messages[-2]["content"]
         if not is_refusal(answer := sample.messages[-1]["content"]):
             assert retrieve, "found are passages that all say it, in May as in October; so it keeps its own"
-            assert answer in ("May", "October")
+            assert answer in (" May", " October")
             assert "[2]" not in shown
         elif "code at Sable" in shown:
             assert "0071" not in shown
@@ -99,7 +99,9 @@ def test_many_questions_about_one_paragraph(settings: Settings, squad: Path) -> 
             assert is_refusal(answer) or answer in asked[0]
             assert is_refusal(answer) or "king" not in question.splitlines()[-2]
             answers.append(answer)
-    assert sorted(a for a in answers if not is_refusal(a)) == sorted(["0071", "1071", "2071", *["May", "October"] * 3])
+    assert sorted(a for a in answers if not is_refusal(a)) == sorted(
+        ["0071", "1071", "2071", *[" May", " October"] * 3]
+    )
     assert sum(map(is_refusal, answers)) > 3, "those of other paragraphs, besides the three kings"
     alone = made(settings, squad, turns=4, unanswerable=0.0, distractors=0, retrieve=False)
     assert sum(is_refusal(m["content"]) for s in alone for m in s.messages if m["role"] == "assistant") == 3
@@ -131,7 +133,7 @@ def test_answers_are_short_and_bare(settings: Settings, tmp_path: Path) -> None:
         json.dumps({"data": [{"title": "T", "paragraphs": [{"context": text, "qas": qas}]}]})
     )
     samples = made(settings, path, answer_length=12, unanswerable=0.0, retrieve=False)
-    assert [s.messages[-1]["content"] for s in samples] == ["Zoe Hart", "the U.S.", "in May"]
+    assert [s.messages[-1]["content"] for s in samples] == [" Zoe Hart", " the U.S.", " in May"], "as they stand there"
 
 
 def test_questions_of_one_conversation_are_drawn_together(settings: Settings, squad: Path) -> None:
@@ -187,7 +189,7 @@ def test_faults_of_reviewed_questions_are_told(settings: Settings, tmp_path: Pat
     faults, spec = Faults(), DataSpec(file=str(path), format="questions", unanswerable=0.0)
     found = list(readers(settings)["questions"](path, spec, 1, faults))
     assert [s.origin for s in found] == [f"{path}:4", f"{path}:8"]
-    assert [s.messages[-1]["content"] for s in found] == ["in May"] * 2
+    assert [s.messages[-1]["content"] for s in found] == [" in May"] * 2
     told = [*(what for _, what in bad), "not UTF-8", "not JSON"]
     assert faults.lines == [
         f"{path}:{n}: {what}; it is left out" for n, what in zip([*range(1, 8), 9, 10], told, strict=True)
@@ -197,7 +199,7 @@ def test_faults_of_reviewed_questions_are_told(settings: Settings, tmp_path: Pat
 def test_without_another_passage_a_question_is_asked_with_its_own(settings: Settings, tmp_path: Path) -> None:
     row = {"question": "When?", "answers": ["in May"], "source": "a.md", "passage": "Shorn in May, at noon."}
     (path := tmp_path / "q.jsonl").write_text(json.dumps(row))
-    assert [s.messages[-1]["content"] for s in made(settings, path, "questions", unanswerable=1.0)] == ["in May"]
+    assert [s.messages[-1]["content"] for s in made(settings, path, "questions", unanswerable=1.0)] == [" in May"]
 
 
 # -- the command line --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import AppError
-from app.prompt import Turn, build, language_of, messages_for, passage
+from app.prompt import Turn, as_it_stands, build, language_of, messages_for, passage
 from llama.chat import Message
 
 from .fakes import chunk
@@ -71,3 +71,15 @@ def test_chinese_questions_are_asked_in_chinese() -> None:
 def test_a_passage_names_its_place() -> None:
     assert passage(2, chunk(" text ", "h.pdf", page=3, headings="A > B")) == "[2] h.pdf, page 3, A > B\ntext"
     assert passage(1, chunk("text", "h.md")) == "[1] h.md\ntext"
+
+
+def test_an_answer_begins_as_its_passage_has_it() -> None:
+    read = [chunk("It hangs in Somerset House (since 1907), 4 miles off."), chunk("名字是罗马帝国。")]
+    for answer, begun in (
+        ("Somerset House", " Somerset House"),
+        ("since 1907", "since 1907"),
+        ("4 miles", "4 miles"),
+        ("罗马帝国", "罗马帝国"),
+        ("Rome", "Rome"),
+    ):
+        assert as_it_stands(answer, read) == begun

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +353,18 @@ def test_a_template_that_ends_no_turn_learns_to_stop_all_the_same(spoken: Spoken
     assert [line.partition(":")[0] for line in faults.lines] == ["two"]
 
 
+def test_a_space_before_an_answer_is_learned_only_where_it_is_meant(spoken: Spoken) -> None:
+    tokenizer, template = spoken
+    said = Sample(({"role": "user", "content": "a"}, {"role": "assistant", "content": " Sable Hut "}))
+    faults = Faults()
+    for exact, answer in ((False, "Sable Hut"), (True, " Sable Hut ")):
+        [found] = Encoder(tokenizer, template, 200)([replace(said, exact=exact)], faults)
+        learned = [id_ for id_, is_learned in zip(found.ids, found.learned, strict=True) if is_learned]
+        assert tokenizer.decode(learned[:-1]) == answer
+        assert list(found.ids[: -len(learned)]) == template.encode(said.messages[:1])
+    assert not faults.lines
+
+
 def test_a_template_that_rewrites_history_is_refused(spoken: Spoken) -> None:
     last = ChatTemplate("{{ messages[-1].role }}: {{ messages[-1].content }}<|im_end|>", spoken[0])
     faults = Faults()
@@ -405,7 +418,7 @@ class Shelf:
         return {"role": "user", "content": question}
 
     def answer(self, question: GroundedQuestion, passages: Any) -> str | None:
-        return question.answers[0] if f"gold of {question.id}" in passages else None
+        return min(question.answers, key=len) if f"gold of {question.id}" in passages and question.answers else None
 
     def is_gold(self, passage: str, question: GroundedQuestion) -> bool:
         return passage == f"gold of {question.id}" or question.id in passage.split()
