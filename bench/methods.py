@@ -28,7 +28,7 @@ from app import config  # noqa: E402
 from finetune.config import CONFIGS  # noqa: E402
 from finetune.folder import TENSORS  # noqa: E402
 
-TASK = "xquad-en-a.json"  # configurations that name it are those of the methods
+TASK = "data/train/reader.json"  # configurations that name it are those of the methods
 TURNS = 5  # questions of a conversation about one paragraph
 COLUMNS = ("trainable", "memory_mb", "tokens_per_s", "seconds", "f1", "contains")
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10)"
@@ -69,9 +69,9 @@ def scores(home: Path, kept: Path, questions: int, adapter: str) -> dict[str, fl
 
 def measure(home: Path, name: str, training: Path, kept: Path, args: argparse.Namespace) -> dict[str, Any]:
     changes = {
-        "data.0.file": json.dumps(str(training)), "train.max_steps": args.steps, "train.val_size": 0,
-        "train.batch_size": 8, "train.warmup_ratio": 0.1, "data.0.turns": TURNS, "data.0.distractors": 0,
-        "data.0.retrieve": "false", "data.0.unanswerable": 0.0,
+        "data.0.file": json.dumps(str(training)), "data.0.num_samples": 1_000_000, "data.0.turns": TURNS,
+        "data.0.distractors": 0, "data.0.retrieve": "false", "data.0.unanswerable": 0.0, "train.val_size": 0,
+        "train.max_steps": args.steps, "train.batch_size": 8, "train.warmup_ratio": 0.1,
     }  # fmt: skip
     sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
     _, memory = paddock(home, "finetune", "train", name, *sets)

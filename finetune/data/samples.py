@@ -61,7 +61,10 @@ def text_of(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise FinetuneError(f"there is no data file {path}; paths count from where you are") from error
+        raise FinetuneError(
+            f"there is no data file {path}; paths count from where you are, and --set 'data.0.file=\"FILE\"' gives "
+            "another to the first [[data]]"
+        ) from error
     except UnicodeDecodeError as error:
         raise FinetuneError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except OSError as error:

@@ -18,6 +18,7 @@ from llama.chat import ChatTemplate
 from llama.checkpoint import load_transformer, open_checkpoint
 
 transformers = pytest.importorskip("transformers")
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
          "max_position_embeddings": 1024, "vocab_size": 49152, "tie_word_embeddings": True}  # fmt: skip
 
@@ -84,6 +85,12 @@ def test_every_shipped_configuration_trains(name: str, tiny: Path, tmp_path: Pat
     assert card.base is not None
     assert card.base.chat_template == checkpoint.chat_template
     assert entered(torch.tensor([[1, 2, 3]]), adaptation=adapter).isfinite().all()
+
+
+def test_a_method_is_tried_on_what_comes_with_paddock() -> None:
+    """The reader's own parts and those of a data set's form need sets that lie beside the repository."""
+    elsewhere = {n for n in shipped() if any(not (ROOT / table.file).exists() for table in load_config(n).data)}
+    assert all(name.startswith("reader") or name in ("alpaca", "policyqa") for name in elsewhere)
 
 
 def test_there_is_a_configuration_of_every_method() -> None:
