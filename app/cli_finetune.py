@@ -78,7 +78,7 @@ def _change(given: str) -> tuple[str, Any]:
 @click.option("--configs", is_flag=True, help="List the configurations that come with Paddock, and the methods.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(configs: bool, as_json: bool) -> None:
-    """List the adapters in the state folder."""
+    """List the adapters: those in the state folder, and those that come with Paddock."""
     from app import finetuning
     from finetune.adapters import METHODS
     from finetune.config import shipped

@@ -45,12 +45,12 @@ def prepare(settings: Settings, config: Config) -> tuple[Checkpoint, Tokenizer, 
     )
 
 
-def report(found: Prepared, tell: Callable[[str], None]) -> None:
-    """The quality report, and the first faults."""
-    for line in (*found.quality.lines(), *found.faults.lines[:5]):
+def report(found: Prepared, tell: Callable[[str], None], faults: int | None = 5) -> None:
+    """The quality report, and the first faults; all of them with None."""
+    for line in (*found.quality.lines(), *found.faults.lines[:faults]):
         tell(line)
-    if (more := len(found.faults.lines) - 5) > 0:
-        tell(f"… and {more} more")
+    if faults is not None and (more := len(found.faults.lines) - faults) > 0:
+        tell(f"… and {more} more, which --dry-run tells")
     tell(f"{len(found.training)} examples to train on, {len(found.validation)} of other documents to validate")
 
 
@@ -60,7 +60,7 @@ def dry_run(settings: Settings, config: Config) -> str:
 
     _, tokenizer, found = prepare(settings, config)
     lines: list[str] = []
-    report(found, lines.append)
+    report(found, lines.append, faults=None)
     for example in found.training[:SHOWN]:
         learned = example.supervised
         lines.append(
@@ -75,7 +75,7 @@ def train(settings: Settings, config: Config, resume: bool, restart: bool) -> st
     from finetune.run import train as run
 
     world = start(config.train.distributed)
-    first = world.rank == 0
+    first, told = world.rank == 0, Told()
     try:
         checkpoint, _, found = prepare(settings, config)
         if first:
@@ -90,12 +90,13 @@ def train(settings: Settings, config: Config, resume: bool, restart: bool) -> st
             settings.cache / "models.json",
             resume,
             restart,
-            Told() if first else (lambda record: None),
+            told if first else (lambda record: None),
             tell if first else (lambda line: None),
             world,
             Shelf(settings).folder_of(config.start) if config.start else None,
         )
     finally:
+        told.close()
         world.close()
     if not found.validation:
         return f"{folder}: {state.step} steps, {state.tokens} tokens in {state.seconds:.0f} s"
@@ -112,6 +113,15 @@ def tell(line: str) -> None:
 class Told:
     """Progress of a run: a line that is written over on a terminal, every tenth step elsewhere; every validation."""
 
+    def __init__(self) -> None:
+        self._open = False
+
+    def close(self) -> None:
+        """Whatever is told next begins a line of its own."""
+        if self._open:
+            tell("")
+        self._open = False
+
     def __call__(self, record: dict[str, Any]) -> None:
         live = sys.stderr.isatty()
         if "val_loss" in record:
@@ -119,6 +129,7 @@ class Told:
             tell(
                 ("\r\033[K" if live else "") + f"step {record['step']}: validation loss {record['val_loss']:.4f}{best}"
             )
+            self._open = False
             return
         line = (
             f"step {record['step']} of {record['steps']}, loss {record['loss']:.4f}, {record['tokens_per_s']:.0f} "
@@ -126,6 +137,7 @@ class Told:
         )
         if live:
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+            self._open = True
         elif record["step"] % 10 == 1 or record["step"] == record["steps"]:
             tell(line)
 

@@ -15,6 +15,7 @@ from langchain_core.documents import Document
 from app.answer import Question
 from app.errors import AppError
 from app.evaluate.metrics import f1, holds
+from app.progress import bar
 from app.prompt import language_of
 from app.result import Answer
 
@@ -78,17 +79,19 @@ def _made(
     chunks = [c for c in chunks if len(c.page_content) >= LEAST_WORDS]
     if limit is not None:  # spread over the documents
         chunks = chunks[:: max(1, len(chunks) // limit)][:limit]
-    for start in range(0, len(chunks), 16):
-        part = chunks[start : start + 16]
-        asked = _questions(services, part)
-        for chunk, question in zip(part, asked, strict=True):
-            made, why = (None, "no question") if not question else _kept(services, kb, chunk, question, likelihood)
-            if made is not None and question.lower() in seen:
-                made, why = None, "asked before"
-            count(why)
-            if made is not None:
-                seen.add(question.lower())
-                yield made
+    with bar(len(chunks), "passage") as advance:
+        for start in range(0, len(chunks), 16):
+            part = chunks[start : start + 16]
+            asked = _questions(services, part)
+            for chunk, question in zip(part, asked, strict=True):
+                made, why = (None, "no question") if not question else _kept(services, kb, chunk, question, likelihood)
+                if made is not None and question.lower() in seen:
+                    made, why = None, "asked before"
+                count(why)
+                advance(1, why)
+                if made is not None:
+                    seen.add(question.lower())
+                    yield made
 
 
 def _questions(services: Services, chunks: Sequence[Document]) -> list[str]:

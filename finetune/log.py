@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable
@@ -44,7 +45,8 @@ class Log:
         self._listen(record)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written was told when it was
+            self._file.close()
         self._drawn(lambda: self._board and self._board.close())
         threading.excepthook = self._others
 

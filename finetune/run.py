@@ -25,6 +25,7 @@ from finetune.errors import FinetuneError, nearest
 from finetune.folder import TENSORS, Base, go_on_from, save_adapter
 from finetune.learner import Learner
 from finetune.log import Listener
+from finetune.memory import memory
 from finetune.plan import split
 from finetune.trainer import State, Trainer
 from finetune.world import Alone
@@ -149,11 +150,12 @@ def build(config: Config, checkpoint: Checkpoint, tokenizer: Tokenizer, device: 
     name = config.train.dtype
     dtype = getattr(torch, name) if name != "auto" else torch.bfloat16 if fast_bfloat16(place) else torch.float32
     torch.manual_seed(config.train.seed)
-    model = load_transformer(checkpoint, torch.float32, str(place))
-    adapter = method(config.method_name).make(model.config, config.options)
-    model = adapter.enter(model)
-    adapter.to(place)
-    adapter.begin(model, tokenizer.encode)
+    with memory("while the model was loaded in fp32; close other programs, or take a smaller model or machine"):
+        model = load_transformer(checkpoint, torch.float32, str(place))
+        adapter = method(config.method_name).make(model.config, config.options)
+        model = adapter.enter(model)
+        adapter.to(place)
+        adapter.begin(model, tokenizer.encode)
     if dtype != torch.float32:
         for parameter in model.parameters():
             if not parameter.requires_grad:

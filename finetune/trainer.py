@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from finetune.errors import FinetuneError, Interrupted
 from finetune.interrupt import waiting
 from finetune.learner import Batch, Learner
 from finetune.log import Listener, Log, Silent
+from finetune.memory import memory
 from finetune.plan import Plan, packs
 from finetune.world import Alone
 
@@ -152,11 +153,16 @@ class Trainer:
                 # Processes are averaged by whoever exchanges gradients, so each counts as many times as there are.
                 (loss * (self.world.size / learned)).backward()
             summed += loss.item()
-        clipped = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.loop.max_grad_norm)
-        norm = float(self.world.whole(clipped))
-        if not math.isfinite(norm):
-            raise FinetuneError(f"the gradient of step {state.step + 1} is not a number; {self._slower}")
-        self.optimizer.step()
+        values = sum(parameter.numel() for parameter in self._parameters.values())
+        with memory(
+            f"in step {state.step + 1} for the optimizer's two moments of {values:,} values; choose a method that "
+            "trains fewer, as lora does"
+        ):
+            clipped = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.loop.max_grad_norm)
+            norm = float(self.world.whole(clipped))
+            if not math.isfinite(norm):
+                raise FinetuneError(f"the gradient of step {state.step + 1} is not a number; {self._slower}")
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         (summed,) = self.world.total(summed)
         seconds = time.perf_counter() - started
@@ -190,23 +196,13 @@ class Trainer:
         exact = self.learner.dtype == torch.float32
         return "lower learning_rate" + ("" if exact else ', or set dtype = "float32"')
 
-    @contextlib.contextmanager
-    def _memory(self, part: Sequence[Example]) -> Iterator[None]:
-        """Says what to lower when memory runs out."""
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-            if not known:
-                raise
-            size, longest = sum(len(e.ids) for e in part), max(len(e.ids) for e in part)
-            lower = "cutoff_len" if len(part) == 1 else "micro_batch_tokens"
-            now = longest if len(part) == 1 else size
-            more = "" if self.loop.gradient_checkpointing else ", or set gradient_checkpointing = true"
-            raise FinetuneError(
-                f"memory ran out in step {self.state.step + 1} with {size} tokens at once; lower {lower} below "
-                f"{now}{more}"
-            ) from error
+    def _memory(self, part: Sequence[Example]) -> contextlib.AbstractContextManager[None]:
+        """Says what to lower when a forward, or the backward of it, finds no memory."""
+        size = sum(len(each.ids) for each in part)
+        whole = len(part) == 1 or (self.loop.packing and size <= self.loop.cutoff_len)  # nothing cuts a pack
+        lower = "cutoff_len" if whole else "micro_batch_tokens"
+        more = "" if self.loop.gradient_checkpointing else ", or set gradient_checkpointing = true"
+        return memory(f"in step {self.state.step + 1} with {size} tokens at once; lower {lower} below {size}{more}")
 
     # -- validation -----------------------------------------------------------------------------------------------
 

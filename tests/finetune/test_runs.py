@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 from finetune.checkpoints import TENSORS, Checkpoints, writing
 from finetune.distributed import start
 from finetune.errors import FinetuneError, Interrupted
-from finetune.log import read_log
+from finetune.learner import Learner
+from finetune.log import Log, read_log
 from finetune.run import Prepared, train
 
 from .test_configs import load_config, prepare, questions, spoken, tiny
-from .test_trainer import Killed, killed_at, losses, trainer
+from .test_trainer import DATA, LOOP, Killed, killed_at, losses, trainer
 
 __all__ = ["tiny"]  # a fixture
 
@@ -131,6 +133,47 @@ def test_a_run_goes_on_without_its_board(
     assert len(told) == 1
     assert "No space left on device; the run goes on without them" in told[0]
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk to write to")
+def test_a_full_disk_under_the_log_is_told_once(tmp_path: Path) -> None:
+    before = threading.excepthook
+    log = Log(tmp_path, lambda record: None)
+    log._file.close()
+    log._file = Path("/dev/full").open("a")  # noqa: SIM115 - the log closes it
+    with pytest.raises(FinetuneError, match=r"log\.jsonl cannot be written: the disk is full; make room"):
+        log({"step": 1, "loss": 1.0})
+    log.close()
+    assert threading.excepthook is before
+
+
+def test_what_to_lower_when_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing cuts a pack; and an optimizer's moments are as large as what trains."""
+
+    def full(*given: Any, **more: Any) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    packed = LOOP.model_copy(update={"packing": True, "cutoff_len": 60, "batch_size": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "forward", full)
+        with pytest.raises(FinetuneError, match=r"\d\d tokens at once; lower cutoff_len"):
+            trainer(tmp_path / "a", loop=packed, data=(DATA, [])).run()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", full)
+        with pytest.raises(FinetuneError, match="choose a method that trains fewer"):
+            trainer(tmp_path / "b").run()
+
+
+def test_a_model_that_finds_no_memory(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> None:
+        raise MemoryError
+
+    checkpoint, tokenizer, template = spoken(tiny)
+    config = load_config("lora", {"train.max_steps": 1})
+    found = prepare(config, tokenizer, template, {"squad": questions})
+    monkeypatch.setattr("finetune.run.load_transformer", full)
+    with pytest.raises(FinetuneError, match="memory ran out while the model was loaded"):
+        train(config, checkpoint, found, tmp_path / "r", tmp_path / "a", "cpu")
 
 
 def test_advice_against_nan_fits_the_dtype(tmp_path: Path) -> None:
