@@ -36,7 +36,6 @@ def examples(count: int, seed: int = 0) -> list[list[int]]:
     from llama.checkpoint import open_checkpoint
 
     texts = [path.read_text("utf-8") for path in sorted((ROOT / "data" / "inbox").glob("*.md"))]
-    texts += [path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
     ids = open_checkpoint(MODEL).tokenizer().encode("\n\n".join(texts))
     draw, found = random.Random(seed), []
     for _ in range(count):
