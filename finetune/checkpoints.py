@@ -45,6 +45,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def replace_folder(target: Path, files: Mapping[str, bytes], training: bool = False) -> None:
     """A folder with these files in place of whatever is there; it appears in one step. Raises FinetuneError."""
+    target = target.absolute()  # "." has no name, and is another place when what is there was moved away
     part = target.with_name(f".{target.name}.part")
     with writing(target, training):
         shutil.rmtree(part, ignore_errors=True)

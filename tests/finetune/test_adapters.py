@@ -475,6 +475,12 @@ def test_unknown_products_name_the_nearest() -> None:
     assert METHODS["lora"].options(lora_target="all") == METHODS["lora"].options()
 
 
+@pytest.mark.parametrize("given", [5, None, [["q_proj"]], [5], {"q_proj": 1}])
+def test_products_are_names(given: object) -> None:
+    with pytest.raises(FinetuneError, match="lora_target"):
+        METHODS["lora"].options(lora_target=given)
+
+
 def test_every_method_has_a_small_form_here() -> None:
     assert SMALL.keys() == METHODS.keys()
 
