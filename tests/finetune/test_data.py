@@ -257,6 +257,21 @@ def test_plain_text_is_cut_and_learned_whole(spoken: Spoken, tmp_path: Path) -> 
     assert len(prepared(spoken, rows, "text", stage="pretrain").training) == 1
 
 
+@pytest.mark.parametrize("more", [0, 1, 2, 20])
+def test_every_text_learns_its_end(more: int, spoken: Spoken, tmp_path: Path) -> None:
+    """Also where the end would be a piece of its own, with nothing before it to learn it from."""
+    text = "The herd comes down in October. " * 3
+    size = len(spoken[0].encode(text)) + 1
+    (tmp_path / "a.txt").write_text(text)
+    cut = {"cutoff_len": size - more}
+    found = prepared(spoken, tmp_path / "a.txt", "text", stage="pretrain", train=cut).training
+    ends = [e.ids for e in found if e.ids[-1] in spoken[0].eos_ids]
+    assert len(ends) == 1
+    assert 2 <= len(ends[0]) <= cut["cutoff_len"]
+    tokens = [i for e in found for i in e.ids]
+    assert len(tokens) - size in (0, 1)
+
+
 # -- dataset_info.json -------------------------------------------------------------------------------------------------
 
 
@@ -284,7 +299,16 @@ def test_dataset_info(spoken: Spoken, tmp_path: Path) -> None:
         ({"file_name": None}, "ours", "no 'file_name'; only files are read"),
         ({"rankin": True}, "ours", "unknown 'rankin'; did you mean 'ranking'?"),
         ({"ranking": True}, "ours", "no training from preferences"),
-        ({"columns": {"images": "i"}}, "ours", "'images' in columns is not used here"),
+        ({"columns": {"images": "i"}}, "ours", "unknown 'images' in columns; did you mean"),
+        ({"columns": {"messages": "m"}}, "ours", "unknown 'messages' in columns; did you mean 'response'?"),
+        ({"formatting": "sharegpt", "columns": {"message": "m"}}, "ours", "did you mean 'messages'? For sharegpt"),
+        ({"formatting": "sharegpt", "columns": {"prompt": "m"}}, "ours", "are: messages, system"),
+        ({"columns": {"prompt": "q", "query": "i"}}, "ours", "'query' in columns; did you mean 'prompt'? For text"),
+        ({"formatting": "sharegpt", "tags": {"rol_tag": "r"}}, "ours", "'rol_tag' in tags; did you mean 'role_tag'?"),
+        ({"tags": {"role_tag": "r"}}, "ours", "tags are for formatting sharegpt, not for alpaca; leave them out"),
+        ({"columns": {"prompt": "q"}, "tags": {"role_tag": "r"}}, "ours", "sharegpt, not for text; leave them out"),
+        ({"split": "train[:9]"}, "ours", "split = 'train[:9]' is not read: a file is taken whole; leave it out"),
+        ({"subset": "en"}, "ours", "subset = 'en' is not read: a file is taken whole; leave it out"),
         ({"formatting": "odd"}, "ours", "there are alpaca and sharegpt"),
         ({"columns": []}, "ours", "columns is not an object of names"),
         ({"columns": {"prompt": ["q"]}}, "ours", "columns is not an object of names"),
@@ -305,7 +329,7 @@ def test_dataset_info_that_cannot_be_used(
 
 def test_what_is_null_in_dataset_info_is_absent(spoken: Spoken, tmp_path: Path) -> None:
     written(tmp_path / "a.jsonl", [FORMS["alpaca"]])
-    path = info(tmp_path, columns=None, tags=None, num_samples=None)
+    path = info(tmp_path, columns=None, tags=None, num_samples=None, subset=None, split="train")
     assert len(prepared(spoken, path, "dataset_info", data={"dataset": "ours"}).training) == 1
 
 
