@@ -76,7 +76,7 @@ class Loop(Options):
     """The [train] table."""
 
     epochs: float = Field(1.0, gt=0)
-    max_steps: int | None = Field(None, ge=1, description="ends the run, whatever epochs says")
+    max_steps: int | None = Field(None, ge=1, description="at most so many, where epochs would take more")
     batch_size: int = Field(8, ge=1, description="examples (or packs) of one optimizer step, over all processes")
     micro_batch_tokens: int = Field(2048, ge=1, description="tokens computed at once; lower it to save memory")
     learning_rate: float = Field(3e-4, gt=0)
