@@ -481,6 +481,15 @@ def test_products_are_names(given: object) -> None:
         METHODS["lora"].options(lora_target=given)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_options_know_what_the_method_takes_up_of_the_context(form: str) -> None:
+    model, adapter = adapted(form)
+    tensors = {name: tensor.clone() for name, tensor in adapter.stored(model).items()}
+    name, options = FORMS[form]
+    made = METHODS[name].make(TINY, METHODS[name].options(**options)).serve(tiny_model(), tensors)
+    assert adapter.options.front == (0 if made.front is None else made.front[0].shape[2])
+
+
 def test_every_method_has_a_small_form_here() -> None:
     assert SMALL.keys() == METHODS.keys()
 

@@ -36,7 +36,8 @@ def spoken(gguf_path: Path) -> Spoken:
 def config(path: Path, form: str, **more: Any) -> Config:
     train = more.pop("train", {})
     data = [{"file": str(path), "format": form, **more.pop("data", {})}]
-    return Config(name="x", method={"name": "lora"}, data=data, train={"val_size": 0, **train}, **more)
+    method = more.pop("method", {"name": "lora"})
+    return Config(name="x", method=method, data=data, train={"val_size": 0, **train}, **more)
 
 
 def prepared(spoken: Spoken, path: Path, form: str, **more: Any) -> Prepared:
@@ -350,8 +351,9 @@ def test_where_the_vocabulary_begins_texts_so_does_the_data(
     begun = copy(spoken[0])
     begun.add_bos = True
     assert begun.bos_id is not None
+    train = {"template": "alpaca"} if stage == "sft" else {}
     bare, with_bos = (
-        prepare(config(path, form, stage=stage, train={"template": "alpaca"}), tokenizer, None, {}).training[0]
+        prepare(config(path, form, stage=stage, train=train), tokenizer, None, {}).training[0]
         for tokenizer in (spoken[0], begun)
     )
     assert with_bos.ids == (begun.bos_id, *bare.ids)
@@ -577,3 +579,45 @@ def test_method_options_are_checked(given: dict[str, Any], told: str) -> None:
 def test_keys_that_a_format_does_not_read_are_refused(form: str, more: dict[str, Any], told: str) -> None:
     with pytest.raises(FinetuneError, match=told):
         config(Path("a.jsonl"), form, data=more)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"data": {"elsewhere": 0.4}}, "'elsewhere' in .* is for conversations; set turns above 1, or leave it out"),
+        ({"stage": "pretrain", "train": {"template": "chat"}}, "'template' in .train. is for stage = \"sft\""),
+        ({"stage": "pretrain", "train": {"train_on_prompt": True}}, "'train_on_prompt' in .train. is for stage"),
+        ({"stage": "pretrain", "train": {"mask_history": True}}, "'mask_history' in .train. is for stage"),
+        (
+            {"train": {"mask_history": True, "train_on_prompt": True}},
+            "'mask_history' in .train. .* leave one of the two",
+        ),
+        *(
+            ({"method": {"name": name, key: value, **other}}, f"'{key}' in .method. is read with {needed} only; leave")
+            for name, key, value, other, needed in (
+                ("prefix_tuning", "prefix_init", "zero", {"prefix_projection": True}, "prefix_projection = false"),
+                ("prefix_tuning", "prefix_text", "A", {"prefix_projection": True}, "prefix_projection = false"),
+                ("prefix_tuning", "prefix_text", "A", {"prefix_init": "zero"}, 'prefix_init = "text"'),
+                ("prefix_tuning", "prefix_hidden", 9, {}, "prefix_projection = true"),
+                ("prompt_tuning", "prompt_text", "A", {"prompt_init": "random"}, 'prompt_init = "text"'),
+                ("prompt_tuning", "prompt_hidden", 8, {}, 'prompt_encoder = "mlp" or "lstm"'),
+            )
+        ),
+    ],
+)
+def test_keys_that_nothing_reads_beside_others_are_refused(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(FinetuneError, match=told):
+        config(Path("a.json"), "squad", **given)
+
+
+def test_keys_that_are_read_are_taken() -> None:
+    some: list[dict[str, Any]] = [
+        {"name": "prefix_tuning", "prefix_projection": True, "prefix_hidden": 9},
+        {"name": "prefix_tuning", "prefix_init": "text", "prefix_text": "A"},
+        {"name": "prompt_tuning", "prompt_encoder": "lstm", "prompt_hidden": 8, "prompt_text": "A"},
+    ]
+    for method in some:
+        made = config(Path("a.json"), "squad", method=method, data={"turns": 2, "elsewhere": 0.4})
+        # What an adapter's card holds names every key, and is no one's wish.
+        assert options_of({"name": method["name"], **made.options.model_dump()}) == made.options
+    config(Path("a.json"), "squad", data={"elsewhere": 0.0}, train={"mask_history": True, "train_on_prompt": False})
