@@ -45,14 +45,15 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def replace_folder(target: Path, files: Mapping[str, bytes], training: bool = False) -> None:
     """A folder with these files in place of whatever is there; it appears in one step. Raises FinetuneError."""
-    part = target.with_name(f".{target.name}.part")
+    target = target.absolute()  # "." has no name, and is another place when what is there was moved away
+    part, old = target.with_name(f".{target.name}.part"), _old(target)
     with writing(target, training):
+        _put_back(target)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         try:
             for name, data in files.items():
                 write_whole(part / name, data)
-            old = target.with_name(f".{target.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             if target.exists():
                 target.rename(old)
@@ -60,7 +61,19 @@ def replace_folder(target: Path, files: Mapping[str, bytes], training: bool = Fa
             shutil.rmtree(old, ignore_errors=True)
         except OSError:
             shutil.rmtree(part, ignore_errors=True)
+            _put_back(target)
             raise
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _put_back(target: Path) -> None:
+    """A kill between the two renames of `replace_folder` leaves the earlier folder whole, under another name."""
+    if not target.exists():
+        with contextlib.suppress(OSError):  # there is none, or another process of this run was faster
+            _old(target).rename(target)
 
 
 class Checkpoints:
@@ -98,6 +111,7 @@ class Checkpoints:
 
     def best(self) -> dict[str, Tensor]:
         """The values that validated best. Raises FinetuneError where they are not whole."""
+        _put_back(self.folder / "best")
         try:
             found = _whole(self.folder / "best", (TENSORS,))
             if found is not None:
@@ -110,6 +124,8 @@ class Checkpoints:
         )
 
     def _all(self) -> list[Path]:
+        for old in self.folder.glob(".step-*.old"):
+            _put_back(self.folder / old.name[1 : -len(".old")])
         return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
 
 

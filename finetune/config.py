@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +63,8 @@ class DataSpec(Options):
                 raise FinetuneError(
                     f"'{key}' in {where} is for format {' or '.join(READ_BY[key])}, not for {self.format}; leave it out"
                 )
+        if self.elsewhere and self.turns == 1:
+            raise FinetuneError(f"'elsewhere' in {where} is for conversations; set turns above 1, or leave it out")
         known = COLUMNS.get(self.format, ())
         for name in self.columns if known else ():
             if name not in known:
@@ -76,7 +79,7 @@ class Loop(Options):
     """The [train] table."""
 
     epochs: float = Field(1.0, gt=0)
-    max_steps: int | None = Field(None, ge=1, description="ends the run, whatever epochs says")
+    max_steps: int | None = Field(None, ge=1, description="at most so many, where epochs would take more")
     batch_size: int = Field(8, ge=1, description="examples (or packs) of one optimizer step, over all processes")
     micro_batch_tokens: int = Field(2048, ge=1, description="tokens computed at once; lower it to save memory")
     learning_rate: float = Field(3e-4, gt=0)
@@ -97,6 +100,15 @@ class Loop(Options):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = Field(0, ge=0)
     distributed: Literal["none", "ddp", "fsdp"] = Field("none", description="how processes of torchrun share the work")
+
+    @model_validator(mode="after")
+    def _read(self) -> Loop:
+        if self.mask_history and self.train_on_prompt:
+            raise FinetuneError(
+                "'mask_history' in [train] is for answers alone, and train_on_prompt learns all there is; leave one of "
+                "the two out"
+            )
+        return self
 
 
 class Config(Options):
@@ -125,8 +137,16 @@ class Config(Options):
     def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
         if "name" not in given:
             raise FinetuneError("the table [method] has no name")
-        options_of(given)
+        _all_read(options_of(given))
         return given
+
+    @model_validator(mode="after")
+    def _of_stage(self) -> Config:
+        """Plain text is learned whole: there is no one who asks in it."""
+        for key in ("template", "train_on_prompt", "mask_history") if self.stage == "pretrain" else ():
+            if key in self.train.model_fields_set:
+                raise FinetuneError(f"'{key}' in [train] is for stage = \"sft\", not for pretrain; leave it out")
+        return self
 
     @property
     def method_name(self) -> str:
@@ -142,6 +162,14 @@ def options_of(given: dict[str, Any]) -> Options:
     rest = {key: value for key, value in given.items() if key != "name"}
     found: Options = checked(method(str(given["name"])).options, rest, "[method]")
     return found
+
+
+def _all_read(options: Options) -> None:
+    """Refuses keys that a user wrote and the method passes over. Not for an adapter's card, which holds every key."""
+    for key, other, values in options.READ_WITH:
+        if key in options.model_fields_set and getattr(options, other) not in values:
+            named = " or ".join(json.dumps(value) for value in values)
+            raise FinetuneError(f"'{key}' in [method] is read with {other} = {named} only; leave it out, or set that")
 
 
 def checked(kind: type[Any], values: dict[str, Any], where: str) -> Any:

@@ -33,7 +33,8 @@ def export(
 
     checkpoint: that of the base model; template: the chat template that travels along. Raises FinetuneError.
     """
-    part = folder.absolute().with_name(f".{folder.absolute().name}.part")
+    folder = folder.absolute()  # "." has no name, and is nowhere when the empty folder that was there is gone
+    part = folder.with_name(f".{folder.name}.part")
     with writing(folder):
         if folder.exists() and any(folder.iterdir()):
             raise FinetuneError(f"{folder} is there and not empty; choose another folder")

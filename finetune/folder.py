@@ -118,7 +118,9 @@ def read_card(folder: Path) -> Card:
             base = Base(**given["base"]) if given["base"] else None
             if not isinstance(given["method"], str) or not isinstance(given["options"], dict):
                 raise TypeError("its method is no name, or its options are no table")
-            return Card(given["method"], given["options"], base, given["peft"], given.get("notes", {}))
+            if not isinstance(notes := given.get("notes", {}), dict):
+                raise TypeError("its notes are no table")
+            return Card(given["method"], given["options"], base, given["peft"], notes)
         given = json.loads((folder / CONFIG).read_text("utf-8"))
         kind = given.get("peft_type")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -57,7 +57,8 @@ class Plan:
         self._batch, self._micro, self._seed, self._processes = batch_size, micro_tokens, seed, processes
         steps = max(1, math.ceil(epochs * len(units) / batch_size))
         self.steps = steps if max_steps is None else min(steps, max_steps)
-        self._total = round(epochs * len(units)) if max_steps is None else self.steps * batch_size
+        # Where max_steps does not bind, the last step is as large as without it: nothing of a further epoch is learned.
+        self._total = min(round(epochs * len(units)), self.steps * batch_size)
         self._orders: dict[int, list[int]] = {}
 
     def step(self, number: int) -> list[list[list[int]]]:

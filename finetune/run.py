@@ -105,7 +105,7 @@ def prepare(
 
 def _cutoff_len(config: Config, context: int | None) -> int:
     """The longest example: as configured or, by default, what the model has room for behind virtual tokens."""
-    given, front = config.train.cutoff_len, getattr(config.options, "num_virtual_tokens", 0)
+    given, front = config.train.cutoff_len, config.options.front
     if context is None or given <= context - front:
         return given
     if "cutoff_len" in config.train.model_fields_set:

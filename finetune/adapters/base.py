@@ -35,6 +35,14 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    # (key, another, values): the key is read where the other one has one of the values, and nowhere else.
+    READ_WITH: ClassVar[tuple[tuple[str, str, tuple[Any, ...]], ...]] = ()
+
+    @property
+    def front(self) -> int:
+        """Positions that the method takes up before a text."""
+        return 0
+
 
 class Adapter(Adaptation):
     """A method on one model: what it does in a forward, what trains, what is stored, how it merges.

@@ -45,12 +45,14 @@ class LoraOptions(Options):
     @field_validator("lora_target", mode="before")
     @classmethod
     def _names(cls, given: Any) -> Any:
-        names = [given] if isinstance(given, str) else list(given)
-        names = list(PRODUCTS) if names == ["all"] else names
+        names = [given] if isinstance(given, str) else given
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise FinetuneError(f"lora_target is {given!r}; give a list of names of: all, {', '.join(PRODUCTS)}")
+        names = list(PRODUCTS) if list(names) == ["all"] else names
         for name in names:
             if name not in PRODUCTS:
                 raise FinetuneError(
-                    f"lora_target has no '{name}'; did you mean '{nearest(str(name), PRODUCTS)}'? "
+                    f"lora_target has no '{name}'; did you mean '{nearest(name, PRODUCTS)}'? "
                     f"There are: all, {', '.join(PRODUCTS)}"
                 )
         if not names:
@@ -218,6 +220,11 @@ def _write(options: LoraOptions, config: ModelConfig, stored: Mapping[str, Tenso
     }, tensors
 
 
+# First values that leave the base as it is. PEFT's other ones (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) put a part of its
+# weights into A and B and take it out of the base, which is then another one than ours.
+STARTS = ("gaussian", "eva", "orthogonal", "mica")
+
+
 def _read(
     given: Mapping[str, Any], config: ModelConfig, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], Tensors]:
@@ -227,6 +234,12 @@ def _read(
              "layer_replication", "trainable_token_indices", "use_qalora", "alora_invocation_tokens", "arrow_config",
              "target_parameters", "use_bdlora", "kasa_config", "velora_config")  # fmt: skip
     only(given, bias="none", **dict.fromkeys(plain))
+    start = given.get("init_lora_weights")
+    if isinstance(start, str) and start.lower() not in STARTS:
+        raise FinetuneError(
+            f"its adapter_config.json has init_lora_weights = {start!r}, and only {', '.join(STARTS)} are known to "
+            "leave the base's weights alone; let PEFT save it with path_initial_model_for_weight_conversion"
+        )
     targets = given["target_modules"]
     if isinstance(targets, str):
         pattern = targets

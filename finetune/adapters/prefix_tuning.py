@@ -32,6 +32,17 @@ class PrefixOptions(Options):
     prefix_projection: bool = False
     prefix_hidden: int = Field(512, ge=1)
 
+    READ_WITH = (
+        ("prefix_init", "prefix_projection", (False,)),
+        ("prefix_text", "prefix_projection", (False,)),
+        ("prefix_text", "prefix_init", ("text",)),
+        ("prefix_hidden", "prefix_projection", (True,)),
+    )
+
+    @property
+    def front(self) -> int:
+        return self.num_virtual_tokens
+
 
 class PrefixTuning(Adapter):
     """Enters as keys and values behind the rotary embedding; real tokens start at position n. It does not merge."""

@@ -29,6 +29,12 @@ class PromptOptions(Options):
     prompt_encoder: Literal["none", "mlp", "lstm"] = "none"
     prompt_hidden: int = Field(256, ge=2, multiple_of=2)
 
+    READ_WITH = (("prompt_text", "prompt_init", ("text",)), ("prompt_hidden", "prompt_encoder", ("mlp", "lstm")))
+
+    @property
+    def front(self) -> int:
+        return self.num_virtual_tokens
+
 
 class PromptTuning(Adapter):
     """Enters before the first token, as tokens with embeddings of their own at positions 0 to n - 1."""

@@ -13,7 +13,7 @@ from finetune.data.samples import text_of
 from finetune.errors import FinetuneError, nearest
 
 KNOWN = {"file_name", "formatting", "ranking", "subset", "split", "num_samples", "columns", "tags"}
-TAGS = {"role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"}
+TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag")
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,30 @@ def entry(path: Path, name: str) -> Entry:
             raise FinetuneError(f"dataset '{name}' of {path}: unknown '{key}'; did you mean '{nearest(key, KNOWN)}'?")
     if given.get("ranking"):
         raise FinetuneError(f"dataset '{name}' of {path} ranks answers, and there is no training from preferences here")
-    for what, allowed in (("columns", {each for names in COLUMNS.values() for each in names}), ("tags", TAGS)):
+    # What LLaMA-Factory hands to another library. A file by itself is that one's split "train".
+    for what, whole in (("subset", None), ("split", "train")):
+        if given.get(what) not in (None, whole):
+            raise FinetuneError(
+                f"dataset '{name}' of {path}: {what} = {given[what]!r} is not read: a file is taken whole; leave it out"
+            )
+    for what in ("columns", "tags"):
         named = given.get(what) if given.get(what) is not None else {}
         if not isinstance(named, dict) or not all(isinstance(each, str) for each in named.values()):
             raise FinetuneError(
                 f"dataset '{name}' of {path}: {what} is not an object of names; write one or leave it out"
             )
-        if surplus := named.keys() - allowed:
-            raise FinetuneError(
-                f"dataset '{name}' of {path}: '{min(surplus)}' in {what} is not used here; there are "
-                f"{', '.join(sorted(allowed))}"
-            )
+    form = _form(given)
+    if given.get("tags") and form != "sharegpt":
+        raise FinetuneError(
+            f"dataset '{name}' of {path}: tags are for formatting sharegpt, not for {form}; leave them out"
+        )
+    for what, known_here in (("columns", COLUMNS[form]), ("tags", TAGS)):
+        for each in given.get(what) or {}:
+            if each not in known_here:
+                raise FinetuneError(
+                    f"dataset '{name}' of {path}: unknown '{each}' in {what}; did you mean "
+                    f"'{nearest(each, known_here)}'? For {form} there are: {', '.join(known_here)}"
+                )
     count = given.get("num_samples")
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         raise FinetuneError(
@@ -62,7 +75,7 @@ def entry(path: Path, name: str) -> Entry:
         )
     return Entry(
         path.parent / given["file_name"],
-        _form(given),
+        form,
         Layout(given.get("columns") or {}, given.get("tags") or {}),
         count,
     )

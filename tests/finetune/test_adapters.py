@@ -475,6 +475,21 @@ def test_unknown_products_name_the_nearest() -> None:
     assert METHODS["lora"].options(lora_target="all") == METHODS["lora"].options()
 
 
+@pytest.mark.parametrize("given", [5, None, [["q_proj"]], [5], {"q_proj": 1}])
+def test_products_are_names(given: object) -> None:
+    with pytest.raises(FinetuneError, match="lora_target"):
+        METHODS["lora"].options(lora_target=given)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_options_know_what_the_method_takes_up_of_the_context(form: str) -> None:
+    model, adapter = adapted(form)
+    tensors = {name: tensor.clone() for name, tensor in adapter.stored(model).items()}
+    name, options = FORMS[form]
+    made = METHODS[name].make(TINY, METHODS[name].options(**options)).serve(tiny_model(), tensors)
+    assert adapter.options.front == (0 if made.front is None else made.front[0].shape[2])
+
+
 def test_every_method_has_a_small_form_here() -> None:
     assert SMALL.keys() == METHODS.keys()
 

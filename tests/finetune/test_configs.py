@@ -200,7 +200,7 @@ def test_no_example_is_longer_than_the_model_has_room_for(tiny: Path, tmp_path: 
     """By default it is left out; a cutoff_len that says otherwise is told before anything runs."""
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(json.dumps({"instruction": f"{i}?", "output": "x " * n}) for i, n in enumerate((3, 70))))
-    data = {"data.0.file": str(path), "data.0.format": "alpaca"}
+    data = {"data": [{"file": str(path), "format": "alpaca"}]}
     _, tokenizer, template = spoken(tiny)
     whole = prepare(load_config("prompt-tuning", data), tokenizer, template, {})
     room = max(len(each.ids) for each in (*whole.training, *whole.validation)) - 1

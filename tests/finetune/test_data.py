@@ -36,7 +36,8 @@ def spoken(gguf_path: Path) -> Spoken:
 def config(path: Path, form: str, **more: Any) -> Config:
     train = more.pop("train", {})
     data = [{"file": str(path), "format": form, **more.pop("data", {})}]
-    return Config(name="x", method={"name": "lora"}, data=data, train={"val_size": 0, **train}, **more)
+    method = more.pop("method", {"name": "lora"})
+    return Config(name="x", method=method, data=data, train={"val_size": 0, **train}, **more)
 
 
 def prepared(spoken: Spoken, path: Path, form: str, **more: Any) -> Prepared:
@@ -257,6 +258,21 @@ def test_plain_text_is_cut_and_learned_whole(spoken: Spoken, tmp_path: Path) -> 
     assert len(prepared(spoken, rows, "text", stage="pretrain").training) == 1
 
 
+@pytest.mark.parametrize("more", [0, 1, 2, 20])
+def test_every_text_learns_its_end(more: int, spoken: Spoken, tmp_path: Path) -> None:
+    """Also where the end would be a piece of its own, with nothing before it to learn it from."""
+    text = "The herd comes down in October. " * 3
+    size = len(spoken[0].encode(text)) + 1
+    (tmp_path / "a.txt").write_text(text)
+    cut = {"cutoff_len": size - more}
+    found = prepared(spoken, tmp_path / "a.txt", "text", stage="pretrain", train=cut).training
+    ends = [e.ids for e in found if e.ids[-1] in spoken[0].eos_ids]
+    assert len(ends) == 1
+    assert 2 <= len(ends[0]) <= cut["cutoff_len"]
+    tokens = [i for e in found for i in e.ids]
+    assert len(tokens) - size in (0, 1)
+
+
 # -- dataset_info.json -------------------------------------------------------------------------------------------------
 
 
@@ -284,7 +300,16 @@ def test_dataset_info(spoken: Spoken, tmp_path: Path) -> None:
         ({"file_name": None}, "ours", "no 'file_name'; only files are read"),
         ({"rankin": True}, "ours", "unknown 'rankin'; did you mean 'ranking'?"),
         ({"ranking": True}, "ours", "no training from preferences"),
-        ({"columns": {"images": "i"}}, "ours", "'images' in columns is not used here"),
+        ({"columns": {"images": "i"}}, "ours", "unknown 'images' in columns; did you mean"),
+        ({"columns": {"messages": "m"}}, "ours", "unknown 'messages' in columns; did you mean 'response'?"),
+        ({"formatting": "sharegpt", "columns": {"message": "m"}}, "ours", "did you mean 'messages'? For sharegpt"),
+        ({"formatting": "sharegpt", "columns": {"prompt": "m"}}, "ours", "are: messages, system"),
+        ({"columns": {"prompt": "q", "query": "i"}}, "ours", "'query' in columns; did you mean 'prompt'? For text"),
+        ({"formatting": "sharegpt", "tags": {"rol_tag": "r"}}, "ours", "'rol_tag' in tags; did you mean 'role_tag'?"),
+        ({"tags": {"role_tag": "r"}}, "ours", "tags are for formatting sharegpt, not for alpaca; leave them out"),
+        ({"columns": {"prompt": "q"}, "tags": {"role_tag": "r"}}, "ours", "sharegpt, not for text; leave them out"),
+        ({"split": "train[:9]"}, "ours", "split = 'train[:9]' is not read: a file is taken whole; leave it out"),
+        ({"subset": "en"}, "ours", "subset = 'en' is not read: a file is taken whole; leave it out"),
         ({"formatting": "odd"}, "ours", "there are alpaca and sharegpt"),
         ({"columns": []}, "ours", "columns is not an object of names"),
         ({"columns": {"prompt": ["q"]}}, "ours", "columns is not an object of names"),
@@ -305,7 +330,7 @@ def test_dataset_info_that_cannot_be_used(
 
 def test_what_is_null_in_dataset_info_is_absent(spoken: Spoken, tmp_path: Path) -> None:
     written(tmp_path / "a.jsonl", [FORMS["alpaca"]])
-    path = info(tmp_path, columns=None, tags=None, num_samples=None)
+    path = info(tmp_path, columns=None, tags=None, num_samples=None, subset=None, split="train")
     assert len(prepared(spoken, path, "dataset_info", data={"dataset": "ours"}).training) == 1
 
 
@@ -326,8 +351,9 @@ def test_where_the_vocabulary_begins_texts_so_does_the_data(
     begun = copy(spoken[0])
     begun.add_bos = True
     assert begun.bos_id is not None
+    train = {"template": "alpaca"} if stage == "sft" else {}
     bare, with_bos = (
-        prepare(config(path, form, stage=stage, train={"template": "alpaca"}), tokenizer, None, {}).training[0]
+        prepare(config(path, form, stage=stage, train=train), tokenizer, None, {}).training[0]
         for tokenizer in (spoken[0], begun)
     )
     assert with_bos.ids == (begun.bos_id, *bare.ids)
@@ -553,3 +579,45 @@ def test_method_options_are_checked(given: dict[str, Any], told: str) -> None:
 def test_keys_that_a_format_does_not_read_are_refused(form: str, more: dict[str, Any], told: str) -> None:
     with pytest.raises(FinetuneError, match=told):
         config(Path("a.jsonl"), form, data=more)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"data": {"elsewhere": 0.4}}, "'elsewhere' in .* is for conversations; set turns above 1, or leave it out"),
+        ({"stage": "pretrain", "train": {"template": "chat"}}, "'template' in .train. is for stage = \"sft\""),
+        ({"stage": "pretrain", "train": {"train_on_prompt": True}}, "'train_on_prompt' in .train. is for stage"),
+        ({"stage": "pretrain", "train": {"mask_history": True}}, "'mask_history' in .train. is for stage"),
+        (
+            {"train": {"mask_history": True, "train_on_prompt": True}},
+            "'mask_history' in .train. .* leave one of the two",
+        ),
+        *(
+            ({"method": {"name": name, key: value, **other}}, f"'{key}' in .method. is read with {needed} only; leave")
+            for name, key, value, other, needed in (
+                ("prefix_tuning", "prefix_init", "zero", {"prefix_projection": True}, "prefix_projection = false"),
+                ("prefix_tuning", "prefix_text", "A", {"prefix_projection": True}, "prefix_projection = false"),
+                ("prefix_tuning", "prefix_text", "A", {"prefix_init": "zero"}, 'prefix_init = "text"'),
+                ("prefix_tuning", "prefix_hidden", 9, {}, "prefix_projection = true"),
+                ("prompt_tuning", "prompt_text", "A", {"prompt_init": "random"}, 'prompt_init = "text"'),
+                ("prompt_tuning", "prompt_hidden", 8, {}, 'prompt_encoder = "mlp" or "lstm"'),
+            )
+        ),
+    ],
+)
+def test_keys_that_nothing_reads_beside_others_are_refused(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(FinetuneError, match=told):
+        config(Path("a.json"), "squad", **given)
+
+
+def test_keys_that_are_read_are_taken() -> None:
+    some: list[dict[str, Any]] = [
+        {"name": "prefix_tuning", "prefix_projection": True, "prefix_hidden": 9},
+        {"name": "prefix_tuning", "prefix_init": "text", "prefix_text": "A"},
+        {"name": "prompt_tuning", "prompt_encoder": "lstm", "prompt_hidden": 8, "prompt_text": "A"},
+    ]
+    for method in some:
+        made = config(Path("a.json"), "squad", method=method, data={"turns": 2, "elsewhere": 0.4})
+        # What an adapter's card holds names every key, and is no one's wish.
+        assert options_of({"name": method["name"], **made.options.model_dump()}) == made.options
+    config(Path("a.json"), "squad", data={"elsewhere": 0.0}, train={"mask_history": True, "train_on_prompt": False})

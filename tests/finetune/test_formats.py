@@ -17,7 +17,18 @@ from finetune.adapters import METHODS
 from finetune.adapters.base import Adapter
 from finetune.errors import FinetuneError
 from finetune.export import export
-from finetune.folder import FORMAT, Base, load_adapter, peft_folder, read_card, require_base, save_adapter
+from finetune.folder import (
+    CONFIG,
+    FORMAT,
+    OURS,
+    TENSORS,
+    Base,
+    load_adapter,
+    peft_folder,
+    read_card,
+    require_base,
+    save_adapter,
+)
 from llama.checkpoint import load_transformer, open_checkpoint
 from llama.config import ModelConfig, llama3_divisors
 from llama.identity import model_hash, tokenizer_hash
@@ -37,6 +48,7 @@ SHAPE = {
 }  # fmt: skip
 FITTING = ["lora", "rslora", "dora", "qlora", "scalar gates", "prefix_tuning", "prefix by a network", "prompt_tuning",
            "p-tuning mlp"]  # fmt: skip
+STARTS = ["gaussian", "orthogonal", "mica"]  # first values of PEFT's that are none of the base's business
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +104,15 @@ def test_peft_loads_what_we_write(form: str, ours: Transformer, theirs: Any, tmp
         ("lora", peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=9, target_modules="all-linear")),
         ("lora", peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=9, use_rslora=True, target_modules=["v_proj"])),
         ("lora", peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=9, use_dora=True, target_modules=["o_proj"])),
+        *(
+            ("lora", peft.LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=start, target_modules=["q_proj"]))
+            for start in STARTS
+        ),
         ("llama_adapter", peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=5, adapter_layers=3)),
         ("prefix_tuning", peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6)),
         ("prompt_tuning", peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6)),
     ],
-    ids=["lora", "all-linear", "rslora", "dora", "adaption prompt", "prefix", "prompt"],
+    ids=["lora", "all-linear", "rslora", "dora", *STARTS, "adaption prompt", "prefix", "prompt"],
 )
 def test_we_load_what_peft_writes(form: str, config: Any, ours: Transformer, theirs: Any, tmp_path: Path) -> None:
     torch.manual_seed(6)
@@ -144,6 +160,10 @@ def test_what_peft_cannot_say_is_refused(tmp_path: Path) -> None:
         ("target_modules", 5, "'b' cannot be used"),
         ("target_modules", "(", "'b' cannot be used"),
         ("lora_alpha", math.inf, "finite"),
+        *(
+            ("init_lora_weights", name, f"init_lora_weights = '{name}', and only gaussian")
+            for name in ("pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "loftq", "lora_ga", "another")
+        ),
     ],
 )
 def test_what_we_cannot_do_is_refused(key: str, value: Any, told: str, ours: Transformer, tmp_path: Path) -> None:
@@ -168,6 +188,16 @@ def test_every_key_is_written(ours: Transformer, tmp_path: Path) -> None:
     assert keys == json.loads((tmp_path / "a" / "adapter_config.json").read_text()).keys()
     names = load_file(tmp_path / "a" / "adapter_model.safetensors").keys()
     assert "base_model.model.model.layers.3.mlp.down_proj.lora_B.weight" in names
+
+
+def test_an_adapter_is_exported_to_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, adapter = adapted("lora")
+    save_adapter(tmp_path / "a", "lora", adapter, model, BASE)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    peft_folder(Path(), tmp_path / "a", model.config)
+    assert {each.name for each in (tmp_path / "here").iterdir()} == {CONFIG, OURS, TENSORS}
+    assert {each.name for each in tmp_path.iterdir()} == {"a", "here"}
 
 
 def test_another_base_is_refused_by_name(tmp_path: Path) -> None:
@@ -195,7 +225,8 @@ def test_a_damaged_adapter_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a" / "paddock.json").write_text("{")
     with pytest.raises(FinetuneError, match="no adapter that can be read"):
         read_card(tmp_path / "a")
-    for harm in ({"method": 5}, {"method": ["lora"]}, {"options": [1]}, {"base": {"x": 1}}):
+    harms = [{"method": 5}, {"method": ["lora"]}, {"options": [1]}, {"base": {"x": 1}}, {"notes": [1]}, {"notes": None}]
+    for harm in harms:
         card = {"format": FORMAT, "method": "lora", "options": {}, "base": None, "peft": True, **harm}
         (tmp_path / "a" / "paddock.json").write_text(json.dumps(card))
         with pytest.raises(FinetuneError, match="no adapter that can be read"):
@@ -226,6 +257,16 @@ def test_transformers_loads_the_merged_export(form: str, ours: Transformer, gguf
         assert (again(IDS)[0] - expected).abs().max() < 1e-4
     with pytest.raises(FinetuneError, match="not empty"):
         export(model, open_checkpoint(gguf_path), tmp_path / "out", None, torch.float32)
+
+
+def test_a_model_is_exported_to_the_folder_one_is_in(
+    ours: Transformer, gguf_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export(ours, open_checkpoint(gguf_path), Path(), None, torch.float32)
+    assert (tmp_path / "here" / "config.json").is_file()
+    assert [each.name for each in tmp_path.iterdir()] == ["here"]
 
 
 def test_an_export_that_the_disk_has_no_room_for_leaves_nothing(

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.checkpoints import TENSORS, Checkpoints, writing
+from finetune import checkpoints
+from finetune.checkpoints import TENSORS, Checkpoints, replace_folder, writing
 from finetune.distributed import start
 from finetune.errors import FinetuneError, Interrupted
 from finetune.learner import Learner
@@ -86,6 +87,46 @@ def test_damage_to_the_best_values_is_told(tmp_path: Path) -> None:
             trainer(tmp_path, resume=True)
     file.write_bytes(whole)
     assert trainer(tmp_path, resume=True).run().done
+
+
+@pytest.mark.parametrize("name", ["best", "step-0000008"])
+def test_a_run_that_was_killed_while_a_folder_was_replaced_goes_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two renames the old folder has another name, and nothing stands under its own."""
+    with pytest.raises(Killed):
+        trainer(tmp_path, listen=killed_at(9)).run()
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name.endswith(".part"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        replace_folder(tmp_path / name, {TENSORS: b"new"})
+    monkeypatch.setattr(Path, "rename", rename)
+    assert not (tmp_path / name).exists()
+    resumed = trainer(tmp_path, resume=True)
+    assert resumed.state.step == 8
+    assert resumed.run().done
+    assert not list(tmp_path.glob(".*.old"))
+
+
+def test_the_only_whole_folder_stays_until_another_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that meets what a kill between the two renames left, and does not come to its end either."""
+    target = tmp_path / "a"
+    replace_folder(target, {"x": b"old"})
+    target.rename(tmp_path / ".a.old")
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints, "write_whole", full)
+    with pytest.raises(FinetuneError, match="the disk is full"):
+        replace_folder(target, {"x": b"new"})
+    assert (target / "x").read_bytes() == b"old"
 
 
 def test_ctrl_c_ends_after_a_step_and_loses_nothing(tmp_path: Path) -> None:

@@ -223,6 +223,24 @@ def test_each_epoch_has_each_example_once(processes: int) -> None:
     assert plan.step(7) == Plan([(i,) for i in range(24)], lengths, 6, 40, 2.0, None, 3, processes).step(7)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "sizes"),
+    [
+        (1.0, None, [8, 2]),
+        (1.0, 100, [8, 2]),
+        (1.0, 2, [8, 2]),
+        (1.0, 1, [8]),
+        (2.5, 3, [8, 8, 8]),
+        (2.5, 9, [8, 8, 8, 1]),
+    ],
+)
+def test_max_steps_only_ends_a_run_earlier(epochs: float, max_steps: int | None, sizes: list[int]) -> None:
+    plan = Plan([(i,) for i in range(10)], [5] * 10, 8, 100, epochs, max_steps, 0)
+    steps = [[i for rank in plan.step(number) for part in rank for i in part] for number in range(plan.steps)]
+    assert [len(each) for each in steps] == sizes
+    assert len({i for each in steps[:2] for i in each}) == min(10, sum(sizes[:2])), "none again before all were there"
+
+
 def test_packs_hold_everything_and_no_more_than_fits(tmp_path: Path) -> None:
     made = packs(DATA, 64)
     assert sorted(i for pack in made for i in pack) == list(range(24))
