@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -141,6 +142,8 @@ class Trainer:
         mine = sum(each.supervised for part in shares for each in part)
         size = sum(len(each.ids) for part in shares for each in part)
         learned, tokens = self.world.total(mine, size)
+        # Dropout draws from seed, step and process alone: no state to keep, and no two processes drop the same.
+        torch.manual_seed(random.Random(f"{self.loop.seed}/{state.step}/{self.world.rank}").getrandbits(63))
         speed = rate(state.step + 1, self.plan.steps, self.loop.learning_rate, self.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = speed
@@ -257,9 +260,6 @@ class Trainer:
             tensors[f"value/{name}"] = self.world.whole(parameter)
             for moment in MOMENTS:
                 tensors[f"{moment}/{name}"] = self.world.whole(self.optimizer.state[parameter][moment])
-        tensors["random"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random_cuda"] = torch.cuda.get_rng_state(self.device)
         if self.world.rank == 0:
             self.checkpoints.save(
                 self.state.step, {k: v.cpu().contiguous().clone() for k, v in tensors.items()}, asdict(self.state)
@@ -282,9 +282,6 @@ class Trainer:
                 moment: value if moment == "step" else self.world.part(value.to(self.device), parameter)
                 for moment, value in whole.items()
             }
-        torch.set_rng_state(tensors["random"])
-        if "random_cuda" in tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random_cuda"], self.device)
 
     def _fill(self, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():

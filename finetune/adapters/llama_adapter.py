@@ -80,6 +80,11 @@ def _write(
 ) -> tuple[dict[str, Any], Tensors]:
     if options.gate == "head":
         raise FinetuneError('PEFT has one gate a layer and no tanh; train with gate = "scalar" for that form')
+    if config.head_dim * config.n_heads != config.dim:  # its number of key heads is wrong for others
+        raise FinetuneError(
+            f"PEFT's form needs heads as wide as dim / heads = {config.dim / config.n_heads:g}, and the model's have "
+            f"{config.head_dim}; keep it as it is"
+        )
     gates, size = stored["gate"], options.adapter_len
     tensors = {}
     for place in range(len(gates)):

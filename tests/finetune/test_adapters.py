@@ -14,7 +14,6 @@ from torch import Tensor
 from finetune.adapters import METHODS, method
 from finetune.adapters.base import Adapter, products, unmerge
 from finetune.adapters.lora import Lora
-from finetune.adapters.prefix_tuning import PrefixTuning
 from finetune.adapters.prompt_tuning import PromptTuning
 from finetune.errors import FinetuneError
 from finetune.learner import Batch, Learner
@@ -280,6 +279,31 @@ def test_bottleneck_is_its_equation() -> None:
     assert torch.allclose(adapter.branch(2, "mlp", x), expected, atol=1e-6)
 
 
+def test_bottleneck_stands_before_both_residual_additions() -> None:
+    """x + f(attention), then x + f(feed-forward), f(y) = y + W2 GELU(W1 y + b1) + b2, through the whole model."""
+    model, adapter = adapted("bottleneck")
+    shaken(model, adapter, by=0.3)
+    trained = adapter.trained(model)
+
+    def f(layer: int, place: str, y: Tensor) -> Tensor:
+        w1, b1, w2, b2 = (
+            trained[f"layers.{layer}.{place}_{end}.{part}"] for end in ("down", "up") for part in ("weight", "bias")
+        )
+        inner = y @ w1.T + b1
+        return y + (inner * (1 + torch.erf(inner / math.sqrt(2))) / 2) @ w2.T + b2
+
+    with torch.no_grad():
+        x = model.embed_tokens(IDS[0])
+        for layer, block in enumerate(model.layers):
+            attended = naive_attention(model, block.input_layernorm(x), layer, lambda _, q: torch.zeros_like(q))
+            x = x + f(layer, "self_attn", attended)
+            inner, mlp = block.post_attention_layernorm(x), block.mlp
+            x = x + f(layer, "mlp", mlp.down_proj(F.silu(mlp.gate_proj(inner)) * mlp.up_proj(inner)))
+        expected = model.lm_head(model.norm(x))
+    assert (logits(model, adapter)[0] - expected).abs().max() < 1e-4
+    assert (expected - logits(model)[0]).abs().max() > 0.05
+
+
 # -- virtual tokens ----------------------------------------------------------------------------------------------------
 
 
@@ -328,15 +352,29 @@ def test_vocabulary_and_random_starts_differ() -> None:
     assert not any(tuple(row) in rows for row in tables[1].tolist())
 
 
-def test_a_prefix_holds_nothing_between_forwards() -> None:
-    """A validation without gradients before training must not leave K/V behind (litgpt #1287)."""
-    model, adapter = adapted("prefix by a network")
-    assert isinstance(adapter, PrefixTuning)
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_is_kept_between_forwards(form: str) -> None:
+    """A validation without gradients before training must not leave values behind (litgpt #1287)."""
+    model, adapter = adapted(form)
     learner, batch = Learner(model, adapter, torch.float32, False), Batch.of(examples(2))
+    trained = adapter.trained(model)
+    before = logits(model, adapter.eval())
     with torch.no_grad():
-        learner(batch)
-    learner(batch)[0].backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.trained(model).values())
+        learner.eval()(batch)
+    optimizer = torch.optim.SGD(trained.values(), lr=0.5)
+    for step in range(2):  # in the first, gates are closed and B is zero
+        learner.train()
+        optimizer.zero_grad()
+        (learner(batch)[0] / len(batch.labels)).backward()
+        assert step == 0 or all(p.grad is not None and p.grad.abs().max() > 0 for p in trained.values())
+        optimizer.step()
+        after = logits(model, adapter.eval())
+    fresh_model, fresh = adapted(form)
+    with torch.no_grad():
+        for name, parameter in fresh.trained(fresh_model).items():
+            parameter.copy_(trained[name])
+    assert torch.allclose(after, logits(fresh_model, fresh.eval()), atol=1e-5)
+    assert (after - before).abs().max() > 1e-2
 
 
 # -- weights of its own ------------------------------------------------------------------------------------------------

@@ -140,9 +140,13 @@ def test_paddocks_own_forms_come_back(tmp_path: Path) -> None:
 
 
 def test_what_peft_cannot_say_is_refused(tmp_path: Path) -> None:
-    for form, why in (("llama_adapter", 'gate = "scalar"'), ("bottleneck", "PEFT has no form for bottleneck")):
+    for form, why in (
+        ("llama_adapter", 'gate = "scalar"'),
+        ("scalar gates", "heads as wide as dim / heads = 12, and the model's have 16; keep it as it is"),
+        ("bottleneck", "PEFT has no form for bottleneck"),
+    ):
         model, adapter = adapted(form)
-        save_adapter(tmp_path / form, form, adapter, model, BASE)
+        save_adapter(tmp_path / form, FORMS[form][0], adapter, model, BASE)
         assert not (tmp_path / form / "adapter_config.json").exists()
         with pytest.raises(FinetuneError, match=why):
             peft_folder(tmp_path / "out", tmp_path / form, model.config)
@@ -267,6 +271,30 @@ def test_a_model_is_exported_to_the_folder_one_is_in(
     export(ours, open_checkpoint(gguf_path), Path(), None, torch.float32)
     assert (tmp_path / "here" / "config.json").is_file()
     assert [each.name for each in tmp_path.iterdir()] == ["here"]
+
+
+@pytest.mark.parametrize("form", ["lora", "full"])
+def test_a_merged_export_keeps_an_output_of_its_own(form: str, gguf_path: Path, tmp_path: Path) -> None:
+    """The output matrix of an untied base is written as it is, trained or not, and comes back untied."""
+    torch.manual_seed(4)
+    shape = {**SHAPE, "tie_word_embeddings": False, "initializer_range": 0.3}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).save_pretrained(tmp_path / "base")
+    base = load_transformer(open_checkpoint(tmp_path / "base"), torch.float32, "cpu")
+    before = base.lm_head.weight.clone()
+    model, adapter = adapted(form, base)
+    shaken(model, adapter)
+    expected = logits(model, adapter)
+    adapter.merge(model)
+    assert export(model, open_checkpoint(gguf_path), tmp_path / "out", None, torch.float32) == []
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert loaded.config.tie_word_embeddings is False
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    assert torch.equal(loaded.lm_head.weight, before) == (form == "lora")
+    again = load_transformer(open_checkpoint(tmp_path / "out"), torch.float32, "cpu")
+    assert again.lm_head.weight.data_ptr() != again.embed_tokens.weight.data_ptr()
+    with torch.no_grad():
+        assert (loaded(IDS).logits[0] - expected).abs().max() < 1e-3
+        assert (again(IDS)[0] - expected).abs().max() < 1e-4
 
 
 def test_an_export_that_the_disk_has_no_room_for_leaves_nothing(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +19,16 @@ import torch
 
 from finetune import checkpoints
 from finetune.checkpoints import TENSORS, Checkpoints, replace_folder, writing
+from finetune.config import load_config
+from finetune.data.encode import ALPACA, ALPACA_CHAT
 from finetune.distributed import start
 from finetune.errors import FinetuneError, Interrupted
+from finetune.folder import read_card
 from finetune.learner import Learner
 from finetune.log import Log, read_log
-from finetune.run import Prepared, train
+from finetune.run import Prepared, prepare, train
 
-from .test_configs import load_config, prepare, questions, spoken, tiny
+from .test_configs import ROOT, questions, spoken, tiny
 from .test_trainer import DATA, LOOP, Killed, killed_at, losses, trainer
 
 __all__ = ["tiny"]  # a fixture
@@ -230,3 +237,98 @@ def test_torchrun_needs_to_be_told_how_work_is_shared(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     with pytest.raises(FinetuneError, match="train alone, over the others"):
         start("none")
+
+
+def test_eight_samples_of_alpacas_form_are_overfitted(tiny: Path, tmp_path: Path) -> None:
+    """From the file to the adapter's folder, which says what it wants to be asked with."""
+    words = ("red", "blue", "green", "black", "white", "brown", "pink", "grey")
+    rows = [{"instruction": f"Which colour has box {i}?", "input": "Look." * (i % 2), "output": f"It is {word}."}
+            for i, word in enumerate(words)]  # fmt: skip
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    config = load_config("alpaca", {
+        "data.0.file": str(tmp_path / "data.json"), "train.template": "alpaca", "train.val_size": 0,
+        "method": {"name": "full"},  # the tiny model's embeddings are too small for any other to be sure of a token
+        "train.batch_size": 8, "train.epochs": 40, "train.learning_rate": 0.01,
+    })  # fmt: skip
+    checkpoint, tokenizer, template = spoken(tiny)
+    found = prepare(config, tokenizer, template, {})
+    assert len(found.training) == 8
+    assert tokenizer.decode(found.training[0].ids).startswith(ALPACA.format(instruction=rows[0]["instruction"]))
+    folder, state = train(config, checkpoint, found, tmp_path / "r", tmp_path / "a", "cpu")
+    curve = losses(tmp_path / "r" / "alpaca")
+    assert len(curve) == state.step == 40
+    assert curve[-1] < curve[0] / 3
+    card = read_card(folder)
+    assert card.base is not None
+    assert card.base.chat_template == ALPACA_CHAT
+
+
+def test_packed_pretraining_goes_on_bit_for_bit(tiny: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for i in range(9):
+        (notes / f"{i}.txt").write_text(" ".join(f"Note {i} on item {k}." for k in range(4 + 2 * i)))
+    config = load_config("pretrain", {
+        "data.0.file": str(notes), "method.lora_dropout": 0.2, "train.epochs": 4, "train.cutoff_len": 100,
+        "train.batch_size": 2, "train.micro_batch_tokens": 100, "train.eval_steps": 3, "train.save_steps": 3,
+    })  # fmt: skip
+    assert config.train.packing
+    checkpoint, tokenizer, template = spoken(tiny)
+    found = prepare(config, tokenizer, template, {})
+
+    def ran(folder: str, **changes: Any) -> tuple[list[Any], dict[str, Any], Any]:
+        told: list[Any] = []
+        places = (tmp_path / folder / "r", tmp_path / folder / "a", "cpu")
+        try:
+            _, state = train(config, checkpoint, found, *places, tell=told.append, **changes)
+        finally:
+            assert told == []
+        kept = Checkpoints(places[0] / "pretrain", 2)
+        latest = kept.latest()
+        assert latest is not None
+        return losses(places[0] / "pretrain"), {**latest[0], **kept.best()}, state
+
+    curve, tensors, state = ran("a")
+    with pytest.raises(Killed):
+        ran("b", listen=killed_at(8))
+    steps: list[Any] = []
+    again, others, end = ran("b", resume=True, listen=steps.append)
+    assert steps[0]["step"] == 7, "from the checkpoint of step 6"
+    assert len(curve) == state.step > 10
+    assert again == curve
+    assert (end.best_loss, end.best_step, end.tokens) == (state.best_loss, state.best_step, state.tokens)
+    assert others.keys() == tensors.keys()
+    assert all(torch.equal(others[name], tensors[name]) for name in tensors)
+
+
+def test_a_killed_process_is_gone_on_with_to_the_last_digit(tiny: Path, tmp_path: Path) -> None:
+    """SIGKILL from outside, at whatever the run is doing; the losses are those of one that nobody killed."""
+    rows = [{"instruction": f"Say {i}.", "output": f"{i} and {i + 1}."} for i in range(30)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    file = tmp_path / "killed.toml"
+    file.write_text(
+        f'''name = "killed"\nmodel = "{tiny}"\n[method]\nname = "lora"\nlora_dropout = 0.1\n'''
+        f'''[[data]]\nfile = "{tmp_path / "data.jsonl"}"\nformat = "alpaca"\n'''
+        "[train]\nepochs = 4\nbatch_size = 4\nsave_steps = 4\neval_steps = 10\npatience = 99\n"
+    )
+    config, (checkpoint, tokenizer, template) = load_config(str(file)), spoken(tiny)
+    found = prepare(config, tokenizer, template, {})
+    _, end = train(config, checkpoint, found, tmp_path / "r", tmp_path / "a", "cpu")
+    expected = losses(tmp_path / "r" / "killed")
+    home, run = tmp_path / "home", tmp_path / "home" / "runs" / "killed"
+    words = [sys.executable, "-m", "app.cli", "finetune", "train", str(file), "--device", "cpu"]
+    env = {**os.environ, "PADDOCK_HOME": str(home), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with (tmp_path / "told").open("w") as told, subprocess.Popen(words, cwd=ROOT, env=env, stderr=told) as process:
+        until = time.monotonic() + 120
+        while len(losses(run)) < 6 and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, (tmp_path / "told").read_text()
+    before = len(losses(run))
+    assert 6 <= before < end.step
+    assert not (home / "adapters" / "killed").exists()
+    done = subprocess.run([*words, "--resume"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "begins anew" not in done.stderr
+    assert losses(run) == expected
+    assert read_card(home / "adapters" / "killed").notes["best_validation_loss"] == end.best_loss

@@ -157,17 +157,27 @@ def test_learning_rate_curve() -> None:
     assert rate(1, 1, 2.0, 0) == pytest.approx(0.2)
 
 
+# What stands in front of a text, or is looked at through a gate, can only steer frozen random weights: it takes larger
+# steps and more of them. The recurrent encoder starts at nearly the same vector for all of its tokens. Its bound is
+# still below what is left (0.55) when all that is known are the answers' tokens and how often each comes.
+STEERING = {
+    **dict.fromkeys(("llama_adapter", "scalar gates", "prefix_tuning", "prefix by a network"), (0.1, 60, 1 / 3)),
+    **dict.fromkeys(("prompt_tuning", "p-tuning mlp"), (0.3, 100, 1 / 3)),
+    "p-tuning lstm": (0.1, 150, 0.5),
+}
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_every_method_learns(form: str, tmp_path: Path) -> None:
-    """The loop has no method's name in it: all go through it, overfitting eight samples."""
-    slow = form in ("llama_adapter", "scalar gates", "prompt_tuning", "prefix_tuning", "p-tuning mlp", "p-tuning lstm",
-            "prefix by a network")  # fmt: skip
-    loop = LOOP.model_copy(update={"epochs": 30, "batch_size": 8, "val_size": 0.0, "learning_rate": 3e-2,
-                                   "save_steps": 1000})  # fmt: skip
+def test_every_method_overfits_eight_samples(form: str, tmp_path: Path) -> None:
+    """The loop has no method's name in it: all go through it."""
+    learning_rate, steps, bound = STEERING.get(form, (3e-2, 60, 1 / 3))
+    loop = LOOP.model_copy(update={"epochs": steps, "batch_size": 8, "learning_rate": learning_rate,
+                                   "save_steps": 1000, "micro_batch_tokens": 400})  # fmt: skip
     made = trainer(tmp_path, form, loop, data=(DATA[:8], []))
     made.run()
     curve = losses(tmp_path)
-    assert min(curve[-5:]) < curve[0] * (0.99 if slow else 0.6)
+    assert len(curve) == steps
+    assert curve[-1] < curve[0] * bound
 
 
 def test_bf16_computes_with_fp32_masters(tmp_path: Path) -> None:
