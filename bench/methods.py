@@ -1,12 +1,12 @@
 """Every method of the trainer on one small task, with the same examples: what it costs and what it brings.
 
-    python bench/methods.py SET.json [--steps 40] [--questions 100] [--kept 6] [--methods lora dora ...]
+    python bench/methods.py SET.json [--minutes 10] [--questions 100] [--kept 6] [--methods lora dora ...]
 
 SET is a file in SQuAD's form. Its last articles are kept aside; each shipped configuration of a method is trained on
-the others for the same number of steps of eight conversations, five questions about a paragraph each, in a process of
-its own, and answers questions about the articles kept aside from the right paragraph. Memory is the peak of the
-training process, tokens a second are a step's median without the first. The bare model stands beside them. The last
-line is JSON.
+the others for the same time, in steps of eight conversations with five questions about a paragraph each, in a process
+of its own, and answers questions about the articles kept aside from the right paragraph. How many steps the time is
+enough for is found by three steps before. Memory is the peak of the training process, tokens a second are a step's
+median without the first. The bare model stands beside them. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from finetune.folder import TENSORS  # noqa: E402
 
 TASK = "data/train/reader.json"  # configurations that name it are those of the methods
 TURNS = 5  # questions of a conversation about one paragraph
-COLUMNS = ("trainable", "memory_mb", "tokens_per_s", "seconds", "f1", "contains")
+PROBE = 3  # steps that tell how long one takes
+COLUMNS = ("trainable", "memory_mb", "tokens_per_s", "steps", "seconds", "f1", "contains")
 PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10)"
 
 
@@ -71,12 +72,19 @@ def measure(home: Path, name: str, training: Path, kept: Path, args: argparse.Na
     changes = {
         "data.0.file": json.dumps(str(training)), "data.0.num_samples": 1_000_000, "data.0.turns": TURNS,
         "data.0.distractors": 0, "data.0.retrieve": "false", "data.0.unanswerable": 0.0, "train.val_size": 0,
-        "train.max_steps": args.steps, "train.batch_size": 8, "train.warmup_ratio": 0.1,
+        "train.epochs": 100, "train.batch_size": 8, "train.warmup_ratio": 0.1,
     }  # fmt: skip
-    sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-    _, memory = paddock(home, "finetune", "train", name, *sets)
-    log = [json.loads(line) for line in (home / "runs" / name / "log.jsonl").read_text("utf-8").splitlines()]
-    steps = [row for row in log if "tokens_per_s" in row]
+
+    def train(count: int) -> tuple[list[dict[str, Any]], int]:
+        """(the log of so many steps, the peak memory in MB)."""
+        sets = [f"--set={key}={value}" for key, value in {**changes, "train.max_steps": count}.items()]
+        _, memory = paddock(home, "finetune", "train", name, *sets)
+        log = (home / "runs" / name / "log.jsonl").read_text("utf-8").splitlines()
+        return [row for row in map(json.loads, log) if "tokens_per_s" in row], memory
+
+    probe, _ = train(PROBE)
+    step_s = (probe[-1]["seconds"] - probe[0]["seconds"]) / (PROBE - 1)
+    steps, memory = train(max(2, round(60 * args.minutes / step_s)))
     from safetensors.torch import load_file
 
     return {
@@ -84,6 +92,7 @@ def measure(home: Path, name: str, training: Path, kept: Path, args: argparse.Na
         "trainable": sum(each.numel() for each in load_file(home / "adapters" / name / TENSORS).values()),
         "memory_mb": memory,
         "tokens_per_s": round(statistics.median(row["tokens_per_s"] for row in steps[1:])),
+        "steps": len(steps),
         "seconds": round(steps[-1]["seconds"]),
         **scores(home, kept, args.questions, name),
     }
@@ -93,7 +102,7 @@ def main() -> None:
     known = methods()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", type=Path)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--kept", type=int, default=6, help="articles kept aside")
     parser.add_argument("--methods", nargs="+", choices=known, default=known, metavar="NAME")
@@ -109,7 +118,7 @@ def main() -> None:
             if name:
                 rows.append(measure(home, name, training, kept, args))
             print(f"{rows[-1]['method']:<16}" + "".join(f"{rows[-1].get(c, '–'):>14}" for c in COLUMNS), flush=True)
-    print(json.dumps({"bench": "methods", "steps": args.steps, "questions": args.questions, "rows": rows}))
+    print(json.dumps({"bench": "methods", "minutes": args.minutes, "questions": args.questions, "rows": rows}))
 
 
 if __name__ == "__main__":
