@@ -14,7 +14,7 @@ from langchain_core.documents import Document
 from app import followup
 from app.adapters import label
 from app.cite import Likely, cite, unmarked, without_markers
-from app.context import merged, parts_of, widened
+from app.context import merged, near_best, parts_of, widened
 from app.errors import AppError
 from app.prompt import NOTHING_INDEXED, STOPS, Prompt, Turn, build, language_of, refusal_of
 from app.refusal import is_refusal
@@ -84,13 +84,14 @@ class Answerer:
         sections: bool = False,
         best_last: bool = False,
         trace: bool = False,
+        min_relevance: float = 0.0,
     ) -> None:
         """sections: passages grow to their sections, as far as the prompt has room. best_last: the best passage stands
         nearest to the question behind the passages. trace: whether what words do not support is looked for by
-        likelihood, for seconds of the model's time.
+        likelihood, for seconds of the model's time. min_relevance: see `near_best`.
         """
         self._backend, self._max_prompt_tokens, self._trace = backend, max_prompt_tokens, trace
-        self._sections, self._best_last = sections, best_last
+        self._sections, self._best_last, self._min_relevance = sections, best_last, min_relevance
         self._sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *STOPS), stop_loops=True)
 
     def answer(
@@ -230,16 +231,15 @@ class Answerer:
         def built(chunks: Sequence[Document]) -> Prompt:
             return build(found.asked, history, merged(chunks), engine.encode_chat, budget, self._best_last)
 
-        prompt = built(found.chunks)
+        read = near_best(found.chunks, self._min_relevance)
+        prompt = built(read)
         if not self._sections:
             return prompt
         room = int(MARGIN * (budget - len(prompt.ids)))
-        chunks = widened(
-            found.chunks, self._section_of(found.kb), room, lambda text: len(engine.tokenizer.encode(text))
-        )
+        chunks = widened(read, self._section_of(found.kb), room, lambda text: len(engine.tokenizer.encode(text)))
         wide = built(chunks)
-        read = {each.metadata["chunk_id"] for passage in wide.chunks for each in parts_of(passage)}
-        whole = all(each.metadata["chunk_id"] in read for each in chunks)
+        held = {each.metadata["chunk_id"] for passage in wide.chunks for each in parts_of(passage)}
+        whole = all(each.metadata["chunk_id"] in held for each in chunks)
         return wide if whole else prompt
 
     def _section_of(self, kb: str) -> Callable[[Document], Sequence[Document]]:

@@ -16,6 +16,17 @@ def parts_of(passage: Document) -> list[Document]:
     return list(passage.metadata.get(PARTS, [passage]))
 
 
+def near_best(chunks: Sequence[Document], share: float) -> list[Document]:
+    """The chunks as far as the last whose relevance is at least `share` of the best one's; all where none is known.
+
+    Out of a passage that has little to do with the question, a small model takes another thing of the right kind.
+    """
+    known = [each.metadata.get("relevance", 0.0) for each in chunks]
+    if (best := max(known, default=0.0)) <= 0:
+        return list(chunks)
+    return list(chunks[: 1 + max(place for place, value in enumerate(known) if value >= share * best)])
+
+
 def merged(chunks: Sequence[Document]) -> list[Document]:
     """Passages in the order of their best chunks; chunks that stand side by side in a section become one passage."""
     groups: list[list[Document]] = []

@@ -271,7 +271,9 @@ class Services:
         def make() -> Answerer:
             settings = self.settings
             sections, last = settings.context == "sections", settings.order == "best_last"
-            return Answerer(self, settings.max_prompt_tokens, self._sampling, sections, last, settings.trace)
+            return Answerer(
+                self, settings.max_prompt_tokens, self._sampling, sections, last, settings.trace, settings.min_relevance
+            )
 
         return self._once("answerer", make)
 

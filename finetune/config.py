@@ -92,6 +92,7 @@ class Loop(Options):
     mask_history: bool = False
     packing: bool = Field(False, description="examples are joined to packs of cutoff_len tokens; none sees another")
     val_size: float = Field(0.1, ge=0, description="share of the documents kept for validation, or their number")
+    final_scale: float = Field(1.0, gt=0, le=1, description="share of what was learned that stays in the end (LoRA)")
     eval_steps: int = Field(20, ge=1)
     patience: int = Field(5, ge=1, description="validations without a better one until the run ends")
     save_steps: int = Field(20, ge=1)

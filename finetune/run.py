@@ -195,6 +195,8 @@ def train(
         base = replace(base, chat_template=ALPACA_CHAT)
     if start is not None:
         go_on_from(start, learner.adapter, learner.model, config.method_name, base)
+    if config.train.final_scale < 1:
+        learner.adapter.weaken(1.0)  # a method that cannot says so before it trains
     trainer = Trainer(
         learner,
         prepared.training,
@@ -213,6 +215,8 @@ def train(
         if world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
     state = trainer.run()
+    if config.train.final_scale < 1:
+        learner.adapter.weaken(config.train.final_scale)
     notes = {
         "configuration": config.model_dump(mode="json", exclude_none=True),
         "quality": prepared.quality.to_json(),

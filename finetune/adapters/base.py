@@ -89,6 +89,12 @@ class Adapter(Adaptation):
         """
         raise FinetuneError(f"{self.cannot_merge}; serve it beside its base model instead")
 
+    def weaken(self, share: float) -> None:
+        """Keeps a share of what the adapter adds to the weights: a point on the line from the base to what was learned
+        (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", section 3). Raises FinetuneError.
+        """
+        raise FinetuneError("final_scale is for lora and qlora without use_dora; leave it out")
+
     cannot_merge: ClassVar[str] = "this method cannot be merged into the weights"
 
 

@@ -112,6 +112,14 @@ class Lora(Adapter):
                 if (magnitude := self.pair(layer, name).magnitude) is not None:
                     magnitude.copy_(dense(linear).float().norm(dim=1))  # so that DoRA starts at the base
 
+    def weaken(self, share: float) -> None:
+        if self.options.use_dora:
+            super().weaken(share)
+        with torch.no_grad():
+            for layer in self.layers:
+                for pair in layer.values():  # type: ignore[operator]
+                    pair.B.mul_(share)
+
     def pair(self, layer: int, name: str) -> Pair:
         found: Pair = self.layers[layer][name]  # type: ignore[index]
         return found

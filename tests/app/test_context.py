@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from langchain_core.documents import Document
 
 from app.answer import Answerer
-from app.context import merged, parts_of, widened
+from app.context import merged, near_best, parts_of, widened
 from app.prompt import build
 from ingest.chunk import split
 from llama.sampling import SamplingParams
 
-from .fakes import Backend
+from .fakes import Backend, chunk
 
 EN = " ".join(f"The hut number {n} has {n + 3} beds and stands at {n * 7 + 1200} metres." for n in range(60))
 ZH = "".join(f"第{n}号山屋有{n + 3}张床，位于海拔{n * 7 + 1200}米。" for n in range(60))
@@ -28,8 +28,8 @@ def chunks_of(text: str, doc: str = "d", headings: str = "", overlap: int = 20, 
         return len(piece.split()) if piece.isascii() else len(piece)
 
     found = split([Document(text)], count, tokens, overlap)
-    for n, chunk in enumerate(found):
-        chunk.metadata = {
+    for n, each in enumerate(found):
+        each.metadata = {
             "chunk_id": f"{doc}-{n:05d}", "doc_id": doc, "ordinal": n, "source": f"{doc}.md", "page": None,
             "headings": headings, "score": 0.5,
         }  # fmt: skip
@@ -146,3 +146,31 @@ def test_order_and_what_goes_first_when_it_is_too_much(best_last: bool) -> None:
     assert text.index("[1]") < text.index("[2]")
     less = build("What?", [], chunks, encode, len(whole.ids) - 1, best_last)
     assert [each.metadata["chunk_id"] for each in less.chunks] == ["0", "1", "2"], "the worst goes, wherever it stands"
+
+
+@pytest.mark.parametrize(
+    ("relevances", "read"),
+    [
+        ([0.9, 0.6, 0.5], 2),
+        ([0.9, 0.5, 0.6, 0.1], 3),  # put into this order by what read them
+        ([0.5, 0.9, 0.1], 2),
+        ([0.9], 1),
+        ([-0.1, -0.4], 2),
+        ([None, None], 2),
+        ([], 0),
+    ],
+)
+def test_what_is_far_behind_the_best_is_not_read(relevances: list[float | None], read: int) -> None:
+    found = [chunk("x", number=n, **({} if r is None else {"relevance": r})) for n, r in enumerate(relevances)]
+    assert near_best(found, 0.6) == found[:read]
+    assert near_best(found, 0.0) == found
+
+
+def test_what_is_not_read_is_found_all_the_same() -> None:
+    near, far = chunk("The key has the code 4471.", "a.md", relevance=0.9), chunk("Snow.", "b.md", relevance=0.2)
+    backend = Backend([near, far], "The key has the code 4471.")
+    for least, passages in ((0.6, [near]), (0.0, [near, far])):
+        answerer = Answerer(backend, 3072, SamplingParams(max_tokens=9), min_relevance=least)
+        answer = answerer.answer("What code has the key?", "default", 2)
+        assert answer.passages == passages
+        assert answer.retrieved == [each.metadata["chunk_id"] for each in (near, far)]

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from finetune import checkpoints
 from finetune.checkpoints import TENSORS, Checkpoints, replace_folder, writing
@@ -332,3 +333,23 @@ def test_a_killed_process_is_gone_on_with_to_the_last_digit(tiny: Path, tmp_path
     assert "begins anew" not in done.stderr
     assert losses(run) == expected
     assert read_card(home / "adapters" / "killed").notes["best_validation_loss"] == end.best_loss
+
+
+def test_a_share_of_what_was_learned_stays(tiny: Path, tmp_path: Path) -> None:
+    """B of LoRA alone is smaller; what cannot be weakened so is refused before it trains."""
+    checkpoint, tokenizer, template = spoken(tiny)
+    found = {}
+    for share in (1.0, 0.5):
+        config = load_config("lora", {"train.max_steps": 2, "train.val_size": 0, "train.final_scale": share})
+        config = config.model_copy(update={"name": f"lora-{share}"})
+        read = prepare(config, tokenizer, template, {"squad": questions})
+        folder, _ = train(config, checkpoint, read, tmp_path / "r", tmp_path / "a", "cpu")
+        found[share] = load_file(folder / "adapter_model.safetensors")
+    assert any(tensor.abs().max() > 0 for name, tensor in found[1.0].items() if "lora_B" in name)
+    for name, tensor in found[1.0].items():
+        assert torch.equal(found[0.5][name], tensor * (0.5 if "lora_B" in name else 1.0)), name
+    for name in ("dora", "full"):
+        config = load_config(name, {"train.max_steps": 2, "train.final_scale": 0.5})
+        read = prepare(config, tokenizer, template, {"squad": questions})
+        with pytest.raises(FinetuneError, match="final_scale is for lora and qlora without use_dora"):
+            train(config, checkpoint, read, tmp_path / "r", tmp_path / "a", "cpu", listen=pytest.fail)
