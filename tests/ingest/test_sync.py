@@ -441,7 +441,8 @@ except IngestError as error:
 def as_nobody(home: Path, base: Path) -> str:
     """What a sync of `farm` says when another user runs it: failures, or the error."""
     for parent in [home, *home.parents]:
-        if parent.is_relative_to(base):
+        # In a run of several processes, each has a folder of its own below the run's.
+        if parent.is_relative_to(base.parent) and parent.stat().st_mode & 0o005 != 0o005:
             parent.chmod(0o755)
     command = [sys.executable, "-c", AS_NOBODY, str(home)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
