@@ -3,7 +3,7 @@
     python bench/methods.py SET.json [--minutes 10] [--questions 100] [--kept 6] [--methods lora dora ...]
 
 SET is a file in SQuAD's form. Its last articles are kept aside; each shipped configuration of a method is trained on
-the others for the same time, in steps of eight conversations with five questions about a paragraph each, in a process
+the others for the same time, in steps of four conversations with five questions about a paragraph each, in a process
 of its own, and answers questions about the articles kept aside from the right paragraph. How many steps the time is
 enough for is found by three steps before. Memory is the peak of the training process, tokens a second are a step's
 median without the first. The bare model stands beside them. The last line is JSON.
@@ -72,7 +72,7 @@ def measure(home: Path, name: str, training: Path, kept: Path, args: argparse.Na
     changes = {
         "data.0.file": json.dumps(str(training)), "data.0.num_samples": 1_000_000, "data.0.turns": TURNS,
         "data.0.distractors": 0, "data.0.retrieve": "false", "data.0.unanswerable": 0.0, "train.val_size": 0,
-        "train.epochs": 100, "train.batch_size": 8, "train.warmup_ratio": 0.1,
+        "train.epochs": 100, "train.batch_size": 4, "train.warmup_ratio": 0.1,
     }  # fmt: skip
 
     def train(count: int) -> tuple[list[dict[str, Any]], int]:
