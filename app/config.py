@@ -94,7 +94,10 @@ class Settings(BaseModel):
     )
     order: Literal["best_first", "best_last"] = Field("best_first", description="order of passages in the prompt")
     min_relevance: float = Field(
-        0.6, ge=0.0, le=1.0, description="passages of less than this share of the best one's relevance are not read"
+        0.6,
+        ge=0.0,
+        le=1.0,
+        description="what stands behind the last with this share of the best one's relevance is not read",
     )
     min_score: float = Field(
         0.2, ge=-1.0, le=1.0, description="with dense retrieval, passages that are less similar are not used"

@@ -22,7 +22,7 @@ def near_best(chunks: Sequence[Document], share: float) -> list[Document]:
     Out of a passage that has little to do with the question, a small model takes another thing of the right kind.
     """
     known = [each.metadata.get("relevance", 0.0) for each in chunks]
-    if (best := max(known, default=0.0)) <= 0:
+    if share == 0 or (best := max(known, default=0.0)) <= 0:
         return list(chunks)
     return list(chunks[: 1 + max(place for place, value in enumerate(known) if value >= share * best)])
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from langchain_core.documents import Document
 
-from app.prompt import messages_for
+from app.prompt import as_it_stands, messages_for
 
 if TYPE_CHECKING:
     from llama.engine import Engine
@@ -29,6 +29,8 @@ class LikelihoodDrop:
 
     def __call__(self, sentence: str, chunks: Sequence[Document]) -> int | None:
         """Index of the chunk without which the sentence loses the most, if that is DROP or more."""
+        if self._adapter is not None:  # which learned to begin so
+            sentence = as_it_stands(sentence, chunks)
         said = self._engine.tokenizer.encode(sentence)[:MOST_TOKENS]
         sets = [list(chunks), *([*chunks[:i], *chunks[i + 1 :]] for i in range(len(chunks)))]
         prompts = [self._engine.encode_chat(messages_for(self._question, (), each)) for each in sets]

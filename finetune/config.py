@@ -38,7 +38,7 @@ class DataSpec(Options):
     """A [[data]] table: one file and how it is read. The last eight keys are for questions with their paragraphs."""
 
     file: str = Field(min_length=1)
-    format: str = Field(description="alpaca, sharegpt, messages, text, dataset_info or squad")
+    format: str = Field(description="alpaca, sharegpt, messages, text, dataset_info, squad or questions")
     dataset: str = Field("", description="which of a dataset_info.json")
     num_samples: int | None = Field(None, ge=1, description="only so many, drawn by the seed")
     only_validate: bool = Field(False, description="its documents are kept for validation, beside those of val_size")

@@ -33,17 +33,17 @@ def export(
 
     checkpoint: that of the base model; template: the chat template that travels along. Raises FinetuneError.
     """
-    folder = folder.absolute()  # "." has no name, and is nowhere when the empty folder that was there is gone
+    folder = folder.resolve()  # "." has no name, and is nowhere when the empty folder that was there is gone
     part = folder.with_name(f".{folder.name}.part")
     with writing(folder):
         if folder.exists() and any(folder.iterdir()):
             raise FinetuneError(f"{folder} is there and not empty; choose another folder")
+        if folder.exists():
+            folder.rmdir()  # now, as one that another disk is mounted at cannot be replaced
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         try:
             missing = _files(model, checkpoint, part, template, dtype)
-            if folder.exists():
-                folder.rmdir()
             part.rename(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -156,6 +156,7 @@ def test_order_and_what_goes_first_when_it_is_too_much(best_last: bool) -> None:
         ([0.5, 0.9, 0.1], 2),
         ([0.9], 1),
         ([-0.1, -0.4], 2),
+        ([0.4, -0.1], 1),
         ([None, None], 2),
         ([], 0),
     ],
