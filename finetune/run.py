@@ -217,6 +217,8 @@ def train(
     state = trainer.run()
     if config.train.final_scale < 1:
         learner.adapter.weaken(config.train.final_scale)
+        if prepared.validation:
+            state.best_loss = trainer.validation_loss()  # of what is written
     notes = {
         "configuration": config.model_dump(mode="json", exclude_none=True),
         "quality": prepared.quality.to_json(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,26 @@ def test_the_model_makes_questions(home_with_models: Path, tmp_path: Path) -> No
     chunk = Document(PASSAGE, metadata={"source": "hut.md", "chunk_id": "c"})
     right = make_data._likelihood(services, "What is the code of the key box?", chunk, "4471")
     assert right > 10 * make_data._likelihood(services, "What is the code of the key box?", chunk, "9038")
+
+
+def test_an_answer_is_as_likely_as_the_likelier_way_to_begin_it() -> None:
+    asked: list[str] = []
+
+    class Engine:
+        likely = ""
+        tokenizer = type("T", (), {"encode": staticmethod(lambda text, first: [text])})
+
+        def encode_chat(self, messages: Any) -> list[int]:
+            return [0]
+
+        def log_likelihoods(self, pairs: Any, adapter: str | None) -> list[list[float]]:
+            asked[:] = [said[0] for _, said in pairs]
+            return [[math.log(0.5 if each == self.likely else 0.1)] for each in asked]
+
+    engine = Engine()
+    services: Any = type("S", (), {"engine": engine, "adapter": lambda self: "reader"})()
+    chunk = Document("It stands in Somerset House.", metadata={"source": "a.md"})
+    for engine.likely in (" Somerset House", "Somerset House"):
+        found = make_data._likelihood(services, "Where?", chunk, "Somerset House")
+        assert found == pytest.approx(0.5)
+        assert asked == ["Somerset House", " Somerset House"]

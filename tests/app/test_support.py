@@ -76,3 +76,14 @@ def test_the_answer_uses_it_where_it_is_wanted(trace: bool) -> None:
     answer = Answerer(Both(), 4000, SamplingParams(max_tokens=50), trace=trace).answer("What?", "default", 3)
     assert [sentence.support for sentence in answer.sentences] == (["likelihood"] if trace else [None])
     assert [citation.source for citation in answer.citations] == (["b.md"] if trace else [])
+
+
+def test_a_sentence_of_an_adapter_is_judged_as_it_was_said() -> None:
+    """The readers of this repository begin with the space of the passage, the bare model without."""
+    judged: list[str] = []
+    more = engine({"Hay.": 2.0})
+    more.tokenizer = SimpleNamespace(encode=lambda text: judged.append(text) or [1])
+    chunks = [chunk("They eat Hay. daily", "a.md")]
+    for adapter in (None, "reader"):
+        LikelihoodDrop(more, "What?", adapter)("Hay.", chunks)
+    assert judged == ["Hay.", " Hay."]

@@ -340,10 +340,15 @@ def test_a_share_of_what_was_learned_stays(tiny: Path, tmp_path: Path) -> None:
     checkpoint, tokenizer, template = spoken(tiny)
     found = {}
     for share in (1.0, 0.5):
-        config = load_config("lora", {"train.max_steps": 2, "train.val_size": 0, "train.final_scale": share})
+        config = load_config("lora", {"train.max_steps": 2, "train.val_size": 1, "train.final_scale": share})
         config = config.model_copy(update={"name": f"lora-{share}"})
         read = prepare(config, tokenizer, template, {"squad": questions})
-        folder, _ = train(config, checkpoint, read, tmp_path / "r", tmp_path / "a", "cpu")
+        folder, state = train(config, checkpoint, read, tmp_path / "r", tmp_path / "a", "cpu")
+        said = read_card(folder).notes["best_validation_loss"]
+        assert said == state.best_loss
+        assert (
+            said == min(row["val_loss"] for row in read_log(tmp_path / "r" / config.name) if "val_loss" in row)
+        ) == (share == 1.0), "of what is written"
         found[share] = load_file(folder / "adapter_model.safetensors")
     assert any(tensor.abs().max() > 0 for name, tensor in found[1.0].items() if "lora_B" in name)
     for name, tensor in found[1.0].items():
