@@ -331,6 +331,7 @@ def test_of_many_adapters_those_asked_last_stay(shelf: Path, monkeypatch: pytest
         list(run(engine, name, IDS))
     assert loads == ["lora", "dora", "llama_adapter", "dora", "llama_adapter"]
     list(run(engine, None, IDS))
+    engine.log_likelihoods([(IDS, [1])])  # keeps nothing itself; the storing of those before is over by its end
     gc.collect()
     assert first() is None, "nothing holds what was let go"
     assert len(engine.scheduler.prefixes._roots) == 3, "of those loaded and of the bare model"

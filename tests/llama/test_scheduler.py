@@ -133,11 +133,11 @@ def test_what_is_kept_leaves_room_for_what_it_is_copied_from(fast: Engine, monke
     engine = Engine(fast.model, fast.tokenizer, fast.template, fast.name)
     prompt, params = ask(engine, FACTS), SamplingParams(max_tokens=4)
     needed = (len(prompt) + params.max_tokens) * engine.cache_bytes_per_token
-    room: list[int] = []
+    rooms: dict[PrefixTree, list[int]] = {}
     store = PrefixTree.store
 
     def watched(tree: PrefixTree, tokens: list[int], cache: KVCache, budget: int, of: Hashable) -> None:
-        room.append(budget)
+        rooms.setdefault(tree, []).append(budget)
         store(tree, tokens, cache, budget, of)
 
     monkeypatch.setattr(PrefixTree, "store", watched)
@@ -145,9 +145,8 @@ def test_what_is_kept_leaves_room_for_what_it_is_copied_from(fast: Engine, monke
         small = Engine(fast.model, fast.tokenizer, fast.template, fast.name, kv_memory=int(share * needed))
         said(small, prompt, params)
         said(small, ask(small, "Hello."), SamplingParams(max_tokens=1))  # the storing of the first is over by then
-        assert room[0] <= small.scheduler.memory - needed
+        assert rooms[small.scheduler.prefixes][0] <= small.scheduler.memory - needed
         assert (small.scheduler.prefixes.match(prompt, small.plain) > len(prompt) // 2) == kept
-        room.clear()
 
 
 def test_a_long_prompt_does_not_keep_a_short_one_waiting(own: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
