@@ -52,6 +52,46 @@ class Adaptation(nn.Module):
 NONE = Adaptation()
 
 
+class Apart(Adaptation):
+    """An adaptation of which each of the sequences that stand behind each other in a row takes its own share.
+
+    What they get is to the last bit what they get alone: a product's sums depend on how many rows it has.
+    """
+
+    def __init__(self, inner: Adaptation, sizes: Sequence[int]) -> None:
+        """sizes: tokens of each sequence of the row [1, S]."""
+        super().__init__()
+        self._inner, self._sizes = inner, list(sizes)
+        self._projects = type(inner).project is not Adaptation.project
+
+    @property
+    def virtual(self) -> Tensor | None:
+        return self._inner.virtual
+
+    @property
+    def prefix_length(self) -> int:
+        return self._inner.prefix_length
+
+    def prefix(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self._inner.prefix(layer)
+
+    def project(self, layer: int, name: str, linear: nn.Module, x: Tensor) -> Tensor:
+        if not self._projects:
+            return linear(x)  # type: ignore[no-any-return]
+        return torch.cat([self._inner.project(layer, name, linear, part) for part in self._split(x, 1)], 1)
+
+    def attended(self, attention: Attention, q: Tensor, out: Tensor) -> Tensor:
+        shares = zip(self._split(q, 2), self._split(out, 2), strict=True)
+        return torch.cat([self._inner.attended(attention, *share) for share in shares], 2)
+
+    def branch(self, layer: int, place: str, x: Tensor) -> Tensor:
+        return torch.cat([self._inner.branch(layer, place, part) for part in self._split(x, 1)], 1)
+
+    def _split(self, x: Tensor, axis: int) -> list[Tensor]:
+        # Laid out as it would be alone, however long the row is.
+        return [part.contiguous() for part in torch.split(x, self._sizes, axis)]
+
+
 @dataclass(frozen=True)
 class Delta:
     """What becomes of a product W x: factor * (W x) + b (a x)."""

@@ -136,7 +136,9 @@ class Scheduler:
             request.usage.queue_s = request.begun - request.submitted
             with self._blamed(request):
                 request.cache = request.variant.new_cache(1, len(request.prompt) + request.budget)
-                request.usage.cached_tokens = self.prefixes.load(request.reusable, request.cache, request.variant)
+                known = self.prefixes.load(request.reusable, request.cache, request.variant)
+                request.cache.lengths[0] -= known % request.variant.grid
+                request.usage.cached_tokens = request.read
                 self._reading.append(request)
 
     def _fits(self, needed: int) -> bool:
@@ -169,8 +171,11 @@ class Scheduler:
         room, given = PIECE_BESIDE_OTHERS if self._writing else PIECE, []
         for request in self._reading:
             assert request.cache is not None
-            start = request.read
-            given.append((request, request.cache, request.prompt[start : start + room]))
+            start, grid = request.read, request.variant.grid
+            most = room if grid == 1 else grid - start % grid
+            if most > room:
+                break
+            given.append((request, request.cache, request.prompt[start : start + most]))
             room -= len(given[-1][2])
             if room == 0:
                 break
@@ -222,6 +227,8 @@ class Scheduler:
                 yield from zip(places, found, strict=True)
 
     def _draft(self, request: Request, room: int) -> list[int]:
+        if request.variant.grid > 1:  # a draft would be judged by other sums than those without it
+            return []
         left = request.budget - len(request.tokens) - 1
         return request.lookup.draft(min(left, room)) if request.lookup is not None and min(left, room) > 0 else []
 
@@ -257,7 +264,9 @@ class Scheduler:
             self._reading.remove(request)
         else:
             self._writing.remove(request)
-        known = [*request.prompt, *request.tokens][: request.read]
+        known, grid = [*request.prompt, *request.tokens][: request.read], request.variant.grid
+        if grid > 1:
+            known = known[: len(request.prompt) // grid * grid]
         request.end()  # nobody waits for the copying
         if request.keep and request.variant.current:  # its own cache is there until that is done
             self.prefixes.store(known, cache, self.memory - self.held - request.bytes, request.variant)

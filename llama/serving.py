@@ -9,11 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from llama.adaptation import NONE, Adaptation, LowRank
+from llama.adaptation import NONE, Adaptation, Apart, LowRank
 from llama.cache import KVCache, PackedCache
 from llama.fused import CACHED, FusedStep, PackedLowRank, supports, tails
 from llama.model import RMSNorm, Transformer
 from llama.quantize import QuantizedEmbedding, QuantizedLinear, pack
+
+GRID = 64  # tokens of a prompt that are read at a time where the compiled step cannot be taken
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class Variant:
         weight = self.model.norm.weight
         self.dtype, self.device = weight.dtype, weight.device
         self.cache_dtype = self.dtype if self._fused is None else CACHED
+        # Sums of the eager model depend on how many rows there are, in their last digits, which the rounding of
+        # activations before a quantized product makes much of. So that an answer is the same whatever runs beside it
+        # and whatever is known of its prompt, such a variant takes each sequence apart and reads prompts on a grid.
+        quantized = any(isinstance(each, QuantizedLinear) for each in self.model.modules())
+        self.grid = GRID if self._fused is None and quantized else 1
 
     @property
     def front(self) -> int:
@@ -95,7 +102,8 @@ class Variant:
             return first._fused(tokens, caches, last, [each._beside for each in variants])
         row = torch.tensor([token for each in tokens for token in each], device=first.device)
         wanted = None if list(last) == sizes else torch.tensor(tails(sizes, last), device=first.device)
-        logits = first.model(row[None], PackedCache(caches, sizes), at=wanted, adaptation=first.adaptation)[0]
+        adaptation = first.adaptation if first.grid == 1 else Apart(first.adaptation, sizes)
+        logits = first.model(row[None], PackedCache(caches, sizes), at=wanted, adaptation=adaptation)[0]
         return list(torch.split(logits, list(last)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import shutil
 import threading
 import time
@@ -176,9 +177,9 @@ def test_all_at_once_equal_each_alone(kind: str, shelf: Path) -> None:
         alone = run(engine_of(kind, shelf), form, request.prompt)
         list(alone)
         assert alone.tokens == request.tokens, form
-        near = 1e-4 if kind == "float32" or form in EAGER else 0.0
+        near = 1e-4 if kind == "float32" else 0.0
         assert max(abs(a - b) for a, b in zip(alone.logprobs, request.logprobs, strict=True)) <= near, form
-        assert request.usage.cached_tokens == len(request.prompt) - 1
+        assert request.usage.cached_tokens == (0 if kind == "int4" and form in EAGER else len(request.prompt) - 1)
     assert len({tuple(request.tokens) for request in running.values()}) > len(FORMS) // 2
 
 
@@ -191,8 +192,32 @@ def test_what_one_adapter_computed_is_never_used_for_another(kind: str, shelf: P
         assert first.usage.cached_tokens == 0, form
         again = run(engine, form, IDS)
         list(again)
-        assert again.usage.cached_tokens == len(IDS) - 1, form
+        assert again.usage.cached_tokens == (0 if kind == "int4" and form in EAGER else len(IDS) - 1), form
         assert again.tokens == first.tokens
+
+
+@pytest.mark.parametrize("form", EAGER)
+def test_those_beside_the_compiled_step_are_exact(form: str, shelf: Path) -> None:
+    """Several requests of one adapter, prompts of several pieces, what is kept of them, and drafts: to the last bit."""
+    draw = random.Random(0)
+    head = [draw.randrange(1, 90) for _ in range(150)]
+    given = [head[:10], head[:70], [*head[:70], 5, 6], head, [*head[:100], *head[20:60]], head[:140]]
+    alone = [run(engine_of("int4", shelf), form, prompt) for prompt in given]
+    for request in alone:
+        list(request)
+    together = engine_of("int4", shelf)
+    for known in (0, len(head) // 64 * 64):
+        beside = [run(together, None, head[1:]), *(run(together, form, prompt, lookup=True) for prompt in given)]
+        together.scheduler.submit(beside)
+        for request in beside:
+            request._submitted = True
+            list(request)
+        assert [each.tokens for each in beside[1:]] == [each.tokens for each in alone]
+        assert [each.logprobs for each in beside[1:]] == [each.logprobs for each in alone]
+        assert max(each.usage.cached_tokens for each in beside[1:]) == known
+    scored = [(head[:90], head[90:130]), (head[:30], head[30:50])]
+    found = [engine_of("int4", shelf).log_likelihoods([pair], adapter=form)[0] for pair in scored]
+    assert together.log_likelihoods(scored, adapter=form) == found
 
 
 def test_kept_prefixes_share_one_memory(shelf: Path) -> None:
