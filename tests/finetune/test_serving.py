@@ -206,6 +206,13 @@ def test_those_beside_the_compiled_step_are_exact(form: str, shelf: Path) -> Non
     for request in alone:
         list(request)
     together = engine_of("int4", shelf)
+    forward, pieces = together.forward, list[int]()
+
+    def watched(tokens: Any, caches: Any, last: Any, variants: Any) -> Any:
+        pieces.extend(len(each) for each in tokens if variants[0].grid > 1)
+        return forward(tokens, caches, last, variants)
+
+    together.forward = watched  # type: ignore[method-assign]
     for known in (0, len(head) // 64 * 64):
         beside = [run(together, None, head[1:]), *(run(together, form, prompt, lookup=True) for prompt in given)]
         together.scheduler.submit(beside)
@@ -218,6 +225,7 @@ def test_those_beside_the_compiled_step_are_exact(form: str, shelf: Path) -> Non
     scored = [(head[:90], head[90:130]), (head[:30], head[30:50])]
     found = [engine_of("int4", shelf).log_likelihoods([pair], adapter=form)[0] for pair in scored]
     assert together.log_likelihoods(scored, adapter=form) == found
+    assert max(pieces) == 64, "whatever is known, the same pieces"
 
 
 def test_kept_prefixes_share_one_memory(shelf: Path) -> None:
