@@ -212,7 +212,7 @@ def test_those_beside_the_compiled_step_are_exact(form: str, shelf: Path) -> Non
         pieces.extend(len(each) for each in tokens if variants[0].grid > 1)
         return forward(tokens, caches, last, variants)
 
-    together.forward = watched  # type: ignore[method-assign]
+    together.forward = watched  # type: ignore[method-assign, assignment]
     for known in (0, len(head) // 64 * 64):
         beside = [run(together, None, head[1:]), *(run(together, form, prompt, lookup=True) for prompt in given)]
         together.scheduler.submit(beside)
