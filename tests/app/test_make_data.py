@@ -131,6 +131,81 @@ def test_a_file_that_is_there_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert not (tmp_path / "new").exists()
 
 
+class Asked:
+    """An engine that keeps what it is asked, and says `said` (text and error) of each prompt, the last one first."""
+
+    named_adapter = None
+
+    def __init__(self, *said: tuple[str, str | None]) -> None:
+        self.said, self.prompts, self.engine = said, list[str](), self
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> str:
+        return messages[-1]["content"]
+
+    def generate_batch(self, prompts: list[str], params: Any, adapters: Any) -> Any:
+        self.prompts = prompts
+        for place, (text, error) in reversed(list(enumerate(self.said))):
+            yield place, type("R", (), {"text": text, "error": error})()
+
+
+@pytest.mark.parametrize(
+    ("said", "question"),
+    [
+        ("What is the code?", "What is the code?"),
+        (' Question: What is the code? "', "What is the code?"),
+        ("What is the code", ""),
+        ("The code is 4471.", ""),
+        ("What is?", ""),
+        ("Who pays?", "Who pays?"),
+        ("羊驼吃什么？", "羊驼吃什么？"),
+        ("营业时间是几点？", "营业时间是几点？"),
+        ("问题：羊驼吃什么?", "羊驼吃什么?"),
+        ("谁付款？", "谁付款？"),
+        ("什么？", ""),
+        ("羊驼吃胡萝卜，不吃面包。", ""),
+        ("", ""),
+    ],
+)
+def test_what_is_a_question(said: str, question: str) -> None:
+    services: Any = Asked((said, None))
+    assert make_data._questions(services, [Document(PASSAGE)]) == [question]
+
+
+def test_each_passage_is_asked_about_in_its_language() -> None:
+    """And has its own question, whichever is written first; one that failed has none."""
+    services: Any = Asked(("What is the code?", None), ("羊驼吃什么？", None), ("Who pays the guide?", "no memory"))
+    chunks = [Document(f" {PASSAGE}\n"), Document("我们只给羊驼喂胡萝卜片。"), Document(PASSAGE)]
+    assert make_data._questions(services, chunks) == ["What is the code?", "羊驼吃什么？", ""]
+    assert services.prompts[0] == make_data.ASK["en"].format(passage=PASSAGE)
+    assert services.prompts[1] == make_data.ASK["zh"].format(passage="我们只给羊驼喂胡萝卜片。")
+
+
+@pytest.mark.parametrize(
+    ("there", "limit", "taken"),
+    [
+        (18, 10, [0, 1, 3, 5, 7, 9, 10, 12, 14, 16]),
+        (100, 4, [0, 25, 50, 75]),
+        (3, 3, [0, 1, 2]),
+        (3, 5, [0, 1, 2]),
+        (3, None, [0, 1, 2]),
+    ],
+)
+def test_a_limit_is_spread_over_the_documents(
+    there: int, limit: int | None, taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[int] = []
+
+    def questions(services: Any, chunks: list[Document]) -> list[str]:
+        met.extend(chunk.metadata["n"] for chunk in chunks)
+        return [""] * len(chunks)
+
+    monkeypatch.setattr(make_data, "_questions", questions)
+    services: Any = Fakes(GOOD, GOOD)
+    services.chunks_of = lambda doc_id: [Document(PASSAGE, metadata={"n": n}) for n in range(there)]
+    assert list(make_data.make(services, "default", limit, 0.2, lambda why: None)) == []
+    assert met == taken
+
+
 @pytest.mark.slow
 def test_the_model_makes_questions(home_with_models: Path, tmp_path: Path) -> None:
     """The whole way once: most of what a small model writes is dropped, but every passage meets an end."""
