@@ -162,7 +162,8 @@ def _likelihood(services: Services, question: str, chunk: Document, answer: str)
 def write(services: Services, kb: str, out: Path, limit: int | None, likelihood: float) -> dict[str, int]:
     """Writes a line for each kept question, as soon as it is there. Returns how many passages met which end.
 
-    A file that is there already stays as it is: somebody may have reviewed it. Raises AppError.
+    A file that is there already stays as it is: somebody may have reviewed it. Where nothing is kept none is left
+    behind, which would stand in the way of the next run. Raises AppError, for nothing kept as well.
     """
     counts: dict[str, int] = {}
 
@@ -173,11 +174,21 @@ def write(services: Services, kb: str, out: Path, limit: int | None, likelihood:
 
     try:
         with out.open("x", encoding="utf-8") as file:
-            for made in found:
-                file.write(json.dumps(made.to_json(), ensure_ascii=False) + "\n")
-                file.flush()
+            try:
+                for made in found:
+                    file.write(json.dumps(made.to_json(), ensure_ascii=False) + "\n")
+                    file.flush()
+            finally:
+                if "kept" not in counts:
+                    out.unlink()
     except FileExistsError as error:
         raise AppError(f"{out} is there already; choose another file with -o") from error
     except OSError as error:
         raise AppError(f"{out} cannot be written ({error.strerror}); choose another file with -o") from error
+    if "kept" not in counts:
+        ends = ", ".join(f"{n} {why}" for why, n in sorted(counts.items(), key=lambda each: -each[1]))
+        raise AppError(
+            f"no question of {sum(counts.values())} passages could be kept ({ends or 'all are too short'}), so {out} "
+            f"was not written; take more passages, a lower --likelihood or a larger model"
+        )
     return counts

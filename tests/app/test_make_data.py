@@ -75,20 +75,27 @@ def test_filters(
     monkeypatch.setattr(make_data, "_likelihood", lambda services, question, chunk, text: likely)
     out = tmp_path / "out.jsonl"
     services: Any = Fakes(given, found)
+    if why != "kept":
+        with pytest.raises(AppError, match=rf"no question of 1 passages could be kept \(1 {why}\)"):
+            make_data.write(services, "default", out, None, 0.2)
+        assert not out.exists()  # it would stand in the way of the next run
+        return
     assert make_data.write(services, "default", out, None, 0.2) == {why: 1}
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert rows == ([] if why != "kept" else [
+    assert rows == [
         {"question": "What is the code of the key box?", "answers": ["4471"], "source": "hut.md", "page": 2,
          "passage": PASSAGE, "likelihood": 0.9}
-    ])  # fmt: skip
+    ]  # fmt: skip
 
 
 def test_what_has_nothing_to_ask_about(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(make_data, "_questions", lambda services, chunks: [""])
     services: Any = Fakes(GOOD, GOOD)
-    assert make_data.write(services, "default", tmp_path / "o", None, 0.2) == {"no question": 1}
+    with pytest.raises(AppError, match="1 no question"):
+        make_data.write(services, "default", tmp_path / "o", None, 0.2)
     services.passage = "Too short."
-    assert make_data.write(services, "default", tmp_path / "p", None, 0.2) == {}
+    with pytest.raises(AppError, match=r"of 0 passages could be kept \(all are too short\)"):
+        make_data.write(services, "default", tmp_path / "o", None, 0.2)
     with pytest.raises(AppError, match="holds no documents"):
         make_data.write(services, "empty", tmp_path / "e", None, 0.2)
     with pytest.raises(AppError, match="cannot be written"):
@@ -112,6 +119,25 @@ def test_a_question_that_was_dropped_may_come_again(monkeypatch: pytest.MonkeyPa
     services: Any = Fakes(GOOD, replace(GOOD))
     services.chunks_of = lambda doc_id: Fakes.chunks_of(services, doc_id) * 2
     assert make_data.write(services, "default", tmp_path / "o", None, 0.2) == {"not answered": 1, "kept": 1}
+
+
+@pytest.mark.parametrize(("before", "lines"), [(0, None), (1, 1)])
+def test_an_interrupted_run_leaves_what_it_kept(
+    before: int, lines: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def kept(services: Any, kb: str, chunk: Document, question: str, least: float) -> Any:
+        if chunk.metadata["n"] == before:
+            raise KeyboardInterrupt
+        return make_data.Made(question, "4471", "hut.md", 2, PASSAGE, 0.9), "kept"
+
+    monkeypatch.setattr(make_data, "_questions", lambda services, chunks: ["What is the code?"] * len(chunks))
+    monkeypatch.setattr(make_data, "_kept", kept)
+    services: Any = Fakes(GOOD, GOOD)
+    services.chunks_of = lambda doc_id: [Document(PASSAGE, metadata={"n": n}) for n in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        make_data.write(services, "default", tmp_path / "o", None, 0.2)
+    found = tmp_path / "o"
+    assert (len(found.read_text().splitlines()) if found.exists() else None) == lines
 
 
 def test_a_file_that_is_there_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -207,7 +233,7 @@ def test_a_limit_is_spread_over_the_documents(
 
 
 @pytest.mark.slow
-def test_the_model_makes_questions(home_with_models: Path, tmp_path: Path) -> None:
+def test_the_model_makes_questions(home_with_models: Path) -> None:
     """The whole way once: most of what a small model writes is dropped, but every passage meets an end."""
     from app.config import load_settings
     from app.services import Services
@@ -215,8 +241,10 @@ def test_the_model_makes_questions(home_with_models: Path, tmp_path: Path) -> No
     (home_with_models / "inbox" / "hut.md").write_text(f"# Sable Hut\n\n{PASSAGE}\n")
     services = Services(load_settings({"PADDOCK_HOME": str(home_with_models)}))
     services.ingestor.sync("default")
-    counts = make_data.write(services, "default", tmp_path / "o", None, 0.01)
-    assert sum(counts.values()) == 1
+    ends: list[str] = []
+    made = list(make_data.make(services, "default", None, 0.01, ends.append))
+    assert len(ends) == 1
+    assert len(made) == ends.count("kept")
     chunk = Document(PASSAGE, metadata={"source": "hut.md", "chunk_id": "c"})
     right = make_data._likelihood(services, "What is the code of the key box?", chunk, "4471")
     assert right > 10 * make_data._likelihood(services, "What is the code of the key box?", chunk, "9038")
