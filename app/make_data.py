@@ -29,7 +29,9 @@ ASK = {
     ),
     "zh": "段落：\n{passage}\n\n写一个这个段落能够回答的简短问题，问其中的一个事实。只写问题。",
 }
-ENDS = {"en": "?", "zh": "？"}
+ENDS = ("?", "？")
+# Characters of a question with its mark: less is no more than a question word. Chinese says 羊驼吃什么？ in six.
+SHORTEST = {"en": 9, "zh": 4}
 LEAST_WORDS = 40  # characters of a passage that says enough to be asked about
 AGREE = 0.5  # F1 of the answer with the passage given and the one after retrieval
 
@@ -77,8 +79,8 @@ def _made(
     rows = services.ingestor.manifest.files(kb)
     chunks = [c for row in rows.values() if row.doc_id for c in store.chunks_of(row.doc_id)]
     chunks = [c for c in chunks if len(c.page_content) >= LEAST_WORDS]
-    if limit is not None:  # spread over the documents
-        chunks = chunks[:: max(1, len(chunks) // limit)][:limit]
+    if limit is not None and limit < len(chunks):  # evenly, so that the last documents have their share
+        chunks = [chunks[i * len(chunks) // limit] for i in range(limit)]
     with bar(len(chunks), "passage") as advance:
         for start in range(0, len(chunks), 16):
             part = chunks[start : start + 16]
@@ -110,8 +112,7 @@ def _questions(services: Services, chunks: Sequence[Document]) -> list[str]:
     adapters = [services.named_adapter] * len(prompts)
     for place, request in engine.generate_batch(prompts, params, adapters=adapters):
         text = request.text.strip().strip('"“”').removeprefix("Question:").removeprefix("问题：").strip()
-        mark = ENDS[language_of(text)]
-        if request.error is None and text.replace("?", mark).endswith(mark) and len(text) > 8:
+        if request.error is None and text.endswith(ENDS) and len(text) >= SHORTEST[language_of(text)]:
             found[place] = text
     return found
 
@@ -161,7 +162,8 @@ def _likelihood(services: Services, question: str, chunk: Document, answer: str)
 def write(services: Services, kb: str, out: Path, limit: int | None, likelihood: float) -> dict[str, int]:
     """Writes a line for each kept question, as soon as it is there. Returns how many passages met which end.
 
-    A file that is there already stays as it is: somebody may have reviewed it. Raises AppError.
+    A file that is there already stays as it is: somebody may have reviewed it. Where nothing is kept none is left
+    behind, which would stand in the way of the next run. Raises AppError, for nothing kept as well.
     """
     counts: dict[str, int] = {}
 
@@ -172,11 +174,21 @@ def write(services: Services, kb: str, out: Path, limit: int | None, likelihood:
 
     try:
         with out.open("x", encoding="utf-8") as file:
-            for made in found:
-                file.write(json.dumps(made.to_json(), ensure_ascii=False) + "\n")
-                file.flush()
+            try:
+                for made in found:
+                    file.write(json.dumps(made.to_json(), ensure_ascii=False) + "\n")
+                    file.flush()
+            finally:
+                if "kept" not in counts:
+                    out.unlink()
     except FileExistsError as error:
         raise AppError(f"{out} is there already; choose another file with -o") from error
     except OSError as error:
         raise AppError(f"{out} cannot be written ({error.strerror}); choose another file with -o") from error
+    if "kept" not in counts:
+        ends = ", ".join(f"{n} {why}" for why, n in sorted(counts.items(), key=lambda each: -each[1]))
+        raise AppError(
+            f"no question of {sum(counts.values())} passages could be kept ({ends or 'all are too short'}), so {out} "
+            f"was not written; take more passages, a lower --likelihood or a larger model"
+        )
     return counts

@@ -75,20 +75,27 @@ def test_filters(
     monkeypatch.setattr(make_data, "_likelihood", lambda services, question, chunk, text: likely)
     out = tmp_path / "out.jsonl"
     services: Any = Fakes(given, found)
+    if why != "kept":
+        with pytest.raises(AppError, match=rf"no question of 1 passages could be kept \(1 {why}\)"):
+            make_data.write(services, "default", out, None, 0.2)
+        assert not out.exists()  # it would stand in the way of the next run
+        return
     assert make_data.write(services, "default", out, None, 0.2) == {why: 1}
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert rows == ([] if why != "kept" else [
+    assert rows == [
         {"question": "What is the code of the key box?", "answers": ["4471"], "source": "hut.md", "page": 2,
          "passage": PASSAGE, "likelihood": 0.9}
-    ])  # fmt: skip
+    ]  # fmt: skip
 
 
 def test_what_has_nothing_to_ask_about(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(make_data, "_questions", lambda services, chunks: [""])
     services: Any = Fakes(GOOD, GOOD)
-    assert make_data.write(services, "default", tmp_path / "o", None, 0.2) == {"no question": 1}
+    with pytest.raises(AppError, match="1 no question"):
+        make_data.write(services, "default", tmp_path / "o", None, 0.2)
     services.passage = "Too short."
-    assert make_data.write(services, "default", tmp_path / "p", None, 0.2) == {}
+    with pytest.raises(AppError, match=r"of 0 passages could be kept \(all are too short\)"):
+        make_data.write(services, "default", tmp_path / "o", None, 0.2)
     with pytest.raises(AppError, match="holds no documents"):
         make_data.write(services, "empty", tmp_path / "e", None, 0.2)
     with pytest.raises(AppError, match="cannot be written"):
@@ -114,6 +121,25 @@ def test_a_question_that_was_dropped_may_come_again(monkeypatch: pytest.MonkeyPa
     assert make_data.write(services, "default", tmp_path / "o", None, 0.2) == {"not answered": 1, "kept": 1}
 
 
+@pytest.mark.parametrize(("before", "lines"), [(0, None), (1, 1)])
+def test_an_interrupted_run_leaves_what_it_kept(
+    before: int, lines: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def kept(services: Any, kb: str, chunk: Document, question: str, least: float) -> Any:
+        if chunk.metadata["n"] == before:
+            raise KeyboardInterrupt
+        return make_data.Made(question, "4471", "hut.md", 2, PASSAGE, 0.9), "kept"
+
+    monkeypatch.setattr(make_data, "_questions", lambda services, chunks: ["What is the code?"] * len(chunks))
+    monkeypatch.setattr(make_data, "_kept", kept)
+    services: Any = Fakes(GOOD, GOOD)
+    services.chunks_of = lambda doc_id: [Document(PASSAGE, metadata={"n": n}) for n in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        make_data.write(services, "default", tmp_path / "o", None, 0.2)
+    found = tmp_path / "o"
+    assert (len(found.read_text().splitlines()) if found.exists() else None) == lines
+
+
 def test_a_file_that_is_there_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Somebody may have reviewed it; and a knowledge base that is not there leaves none behind."""
     (tmp_path / "mine").write_text("reviewed")
@@ -131,8 +157,83 @@ def test_a_file_that_is_there_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert not (tmp_path / "new").exists()
 
 
+class Asked:
+    """An engine that keeps what it is asked, and says `said` (text and error) of each prompt, the last one first."""
+
+    named_adapter = None
+
+    def __init__(self, *said: tuple[str, str | None]) -> None:
+        self.said, self.prompts, self.engine = said, list[str](), self
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> str:
+        return messages[-1]["content"]
+
+    def generate_batch(self, prompts: list[str], params: Any, adapters: Any) -> Any:
+        self.prompts = prompts
+        for place, (text, error) in reversed(list(enumerate(self.said))):
+            yield place, type("R", (), {"text": text, "error": error})()
+
+
+@pytest.mark.parametrize(
+    ("said", "question"),
+    [
+        ("What is the code?", "What is the code?"),
+        (' Question: What is the code? "', "What is the code?"),
+        ("What is the code", ""),
+        ("The code is 4471.", ""),
+        ("What is?", ""),
+        ("Who pays?", "Who pays?"),
+        ("羊驼吃什么？", "羊驼吃什么？"),
+        ("营业时间是几点？", "营业时间是几点？"),
+        ("问题：羊驼吃什么?", "羊驼吃什么?"),
+        ("谁付款？", "谁付款？"),
+        ("什么？", ""),
+        ("羊驼吃胡萝卜，不吃面包。", ""),
+        ("", ""),
+    ],
+)
+def test_what_is_a_question(said: str, question: str) -> None:
+    services: Any = Asked((said, None))
+    assert make_data._questions(services, [Document(PASSAGE)]) == [question]
+
+
+def test_each_passage_is_asked_about_in_its_language() -> None:
+    """And has its own question, whichever is written first; one that failed has none."""
+    services: Any = Asked(("What is the code?", None), ("羊驼吃什么？", None), ("Who pays the guide?", "no memory"))
+    chunks = [Document(f" {PASSAGE}\n"), Document("我们只给羊驼喂胡萝卜片。"), Document(PASSAGE)]
+    assert make_data._questions(services, chunks) == ["What is the code?", "羊驼吃什么？", ""]
+    assert services.prompts[0] == make_data.ASK["en"].format(passage=PASSAGE)
+    assert services.prompts[1] == make_data.ASK["zh"].format(passage="我们只给羊驼喂胡萝卜片。")
+
+
+@pytest.mark.parametrize(
+    ("there", "limit", "taken"),
+    [
+        (18, 10, [0, 1, 3, 5, 7, 9, 10, 12, 14, 16]),
+        (100, 4, [0, 25, 50, 75]),
+        (3, 3, [0, 1, 2]),
+        (3, 5, [0, 1, 2]),
+        (3, None, [0, 1, 2]),
+    ],
+)
+def test_a_limit_is_spread_over_the_documents(
+    there: int, limit: int | None, taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[int] = []
+
+    def questions(services: Any, chunks: list[Document]) -> list[str]:
+        met.extend(chunk.metadata["n"] for chunk in chunks)
+        return [""] * len(chunks)
+
+    monkeypatch.setattr(make_data, "_questions", questions)
+    services: Any = Fakes(GOOD, GOOD)
+    services.chunks_of = lambda doc_id: [Document(PASSAGE, metadata={"n": n}) for n in range(there)]
+    assert list(make_data.make(services, "default", limit, 0.2, lambda why: None)) == []
+    assert met == taken
+
+
 @pytest.mark.slow
-def test_the_model_makes_questions(home_with_models: Path, tmp_path: Path) -> None:
+def test_the_model_makes_questions(home_with_models: Path) -> None:
     """The whole way once: most of what a small model writes is dropped, but every passage meets an end."""
     from app.config import load_settings
     from app.services import Services
@@ -140,8 +241,10 @@ def test_the_model_makes_questions(home_with_models: Path, tmp_path: Path) -> No
     (home_with_models / "inbox" / "hut.md").write_text(f"# Sable Hut\n\n{PASSAGE}\n")
     services = Services(load_settings({"PADDOCK_HOME": str(home_with_models)}))
     services.ingestor.sync("default")
-    counts = make_data.write(services, "default", tmp_path / "o", None, 0.01)
-    assert sum(counts.values()) == 1
+    ends: list[str] = []
+    made = list(make_data.make(services, "default", None, 0.01, ends.append))
+    assert len(ends) == 1
+    assert len(made) == ends.count("kept")
     chunk = Document(PASSAGE, metadata={"source": "hut.md", "chunk_id": "c"})
     right = make_data._likelihood(services, "What is the code of the key box?", chunk, "4471")
     assert right > 10 * make_data._likelihood(services, "What is the code of the key box?", chunk, "9038")
