@@ -32,6 +32,7 @@ from finetune.trainer import State, Trainer
 from finetune.world import Alone
 from llama.chat import ChatTemplate
 from llama.checkpoint import Checkpoint, load_transformer
+from llama.config import ModelConfig
 from llama.engine import choose_device, fast_bfloat16
 from llama.identity import model_hash, tokenizer_hash
 from llama.tokenizer import Tokenizer
@@ -109,12 +110,25 @@ def _cutoff_len(config: Config, context: int | None) -> int:
     given, front = config.train.cutoff_len, config.options.front
     if context is None or given <= context - front:
         return given
+    if context - front < 2:  # one token to read, and one to learn
+        raise FinetuneError(
+            f"num_virtual_tokens is {front}, and the model reads {context} tokens with them, so none are left for an "
+            "example; lower num_virtual_tokens"
+        )
     if "cutoff_len" in config.train.model_fields_set:
         behind = f" behind {front} virtual tokens" if front else ""
         raise FinetuneError(
             f"cutoff_len is {given}, and the model has room for {context - front} tokens{behind}; lower it"
         )
     return context - front
+
+
+def require_fit(config: Config, model: ModelConfig) -> None:
+    """Raises FinetuneError where the method's options, or final_scale, are not for this model; it takes no memory."""
+    with torch.device("meta"):
+        adapter = method(config.method_name).make(model, config.options)
+    if config.train.final_scale < 1:
+        adapter.weaken(1.0)
 
 
 def shown(example: Example, tokenizer: Tokenizer) -> str:
