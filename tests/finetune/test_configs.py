@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from finetune.config import Config, load_config, shipped
 from finetune.data.samples import Example, Sample
@@ -135,6 +137,10 @@ def test_training_goes_on_from_an_adapter(tiny: Path, tmp_path: Path) -> None:
     train(more, checkpoint, found, *places, listen=records.append, start=folder)
     assert state.best_step > 0, "what was learned is there to go on from"
     assert records[0]["val_loss"] == pytest.approx(state.best_loss, rel=1e-6)
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    (other / TENSORS).write_bytes(save({n: 2 * t for n, t in load((folder / TENSORS).read_bytes()).items()}))
+    with pytest.raises(FinetuneError, match="another configuration, dataset or model"):
+        train(more, checkpoint, found, *places, resume=True, start=other)
     with pytest.raises(FinetuneError, match=r"adapter 'lora' has lora_rank = 16; \[method\] has to say the same"):
         train(load_config("lora", {"method.lora_rank": 4}), checkpoint, found, *places, start=folder)
     with pytest.raises(FinetuneError, match="adapter 'lora' has the method lora"):
