@@ -60,7 +60,9 @@ def train(
         given["model"] = overrides["model"]
     found = load_config(configuration, {**dict(map(_change, changes)), **given})
     settings = config.load_settings(**overrides)
-    click.echo(finetuning.dry_run(settings, found) if dry_run else finetuning.train(settings, found, resume, restart))
+    told = finetuning.dry_run(settings, found) if dry_run else finetuning.train(settings, found, resume, restart)
+    if told is not None:  # of several processes one tells
+        click.echo(told)
 
 
 def _change(given: str) -> tuple[str, Any]:

@@ -31,11 +31,13 @@ def checkpoint_of(settings: Settings, model: str = "") -> Checkpoint:
 
 
 def prepare(settings: Settings, config: Config) -> tuple[Checkpoint, Tokenizer, Prepared]:
-    """Reads and encodes a run's data. Raises FinetuneError."""
+    """Reads and encodes a run's data. Raises FinetuneError, also for a method that does not fit the model."""
     from finetune.run import prepare as prepared
+    from finetune.run import require_fit
     from llama.chat import ChatTemplate
 
     checkpoint = checkpoint_of(settings, config.model)
+    require_fit(config, checkpoint.config)
     tokenizer, source = checkpoint.tokenizer(), checkpoint.chat_template
     template = None if source is None else ChatTemplate(source, tokenizer)
     return (
@@ -69,8 +71,11 @@ def dry_run(settings: Settings, config: Config) -> str:
     return "\n".join(lines)
 
 
-def train(settings: Settings, config: Config, resume: bool, restart: bool) -> str:
-    """Trains and returns a line about the adapter. Progress goes to standard error. Raises FinetuneError."""
+def train(settings: Settings, config: Config, resume: bool, restart: bool) -> str | None:
+    """Trains and returns a line about the adapter, in the first of several processes. Raises FinetuneError.
+
+    Progress goes to standard error.
+    """
     from finetune.distributed import start
     from finetune.run import train as run
 
@@ -98,6 +103,8 @@ def train(settings: Settings, config: Config, resume: bool, restart: bool) -> st
     finally:
         told.close()
         world.close()
+    if not first:
+        return None
     if not found.validation:
         return f"{folder}: {state.step} steps, {state.tokens} tokens in {state.seconds:.0f} s"
     return (
@@ -215,16 +222,18 @@ def merge(settings: Settings, name: str, out: Path, dtype: str, into: str | None
     kept = getattr(adapter.options, "merge_into", None)
     if into is not None and kept is None:
         raise AppError(f"--into is for QLoRA, and '{name}' is of the method {card.method}; leave it out")
-    kept = into or kept
+    kept, written = into or kept, getattr(torch, dtype)
     ids = torch.tensor([checkpoint.tokenizer().encode("The quick brown fox jumps over the lazy dog. 一二三。")])
     with torch.no_grad():
         beside = entered(ids, adaptation=adapter)
         if kept == "original":  # not the four bits that it was trained beside
             entered = load_transformer(checkpoint, torch.float32, "cpu")
         adapter.merge(entered)
+        for parameter in entered.parameters():
+            parameter.copy_(parameter.to(written))  # what is told is of the weights as they are written
         drift = (entered(ids, adaptation=NONE) - beside).abs().max().item()
     template = card.base.chat_template if card.base else checkpoint.chat_template
-    missing = export(entered, checkpoint, out, template, getattr(torch, dtype))
+    missing = export(entered, checkpoint, out, template, written)
     hint = " (--into dequantized writes what it was trained beside)" if kept == "original" else ""
     return "\n".join([f"Written to {out}; logits differ from the adapter's by {drift:.2g} at most{hint}",
                       *(f"Not written: {each}" for each in missing)])  # fmt: skip

@@ -99,7 +99,8 @@ def peft_folder(folder: Path, source: Path, config: ModelConfig) -> None:
     made = method(card.method)
     if not card.peft:
         if made.peft is None:
-            raise FinetuneError(f"PEFT has no form for {card.method}; merge it, or keep it as it is")
+            can = "merge it, or keep it as it is" if made.merges else "it cannot be merged either, keep it as it is"
+            raise FinetuneError(f"PEFT has no form for {card.method}; {can}")
         made.peft.write(_options(made, card), config, _tensors(source))  # says why not
     replace_folder(folder, {
         name: (source / name).read_bytes() for name in (CONFIG, TENSORS, OURS) if (source / name).is_file()

@@ -24,6 +24,7 @@ from finetune.data.samples import Example, Faults, Sample
 from finetune.errors import FinetuneError, nearest
 from finetune.folder import TENSORS, Base, go_on_from, save_adapter
 from finetune.learner import Learner
+from finetune.lock import held
 from finetune.log import Listener
 from finetune.memory import memory
 from finetune.plan import split
@@ -31,6 +32,7 @@ from finetune.trainer import State, Trainer
 from finetune.world import Alone
 from llama.chat import ChatTemplate
 from llama.checkpoint import Checkpoint, load_transformer
+from llama.config import ModelConfig
 from llama.engine import choose_device, fast_bfloat16
 from llama.identity import model_hash, tokenizer_hash
 from llama.tokenizer import Tokenizer
@@ -108,12 +110,25 @@ def _cutoff_len(config: Config, context: int | None) -> int:
     given, front = config.train.cutoff_len, config.options.front
     if context is None or given <= context - front:
         return given
+    if context - front < 2:  # one token to read, and one to learn
+        raise FinetuneError(
+            f"num_virtual_tokens is {front}, and the model reads {context} tokens with them, so none are left for an "
+            "example; lower num_virtual_tokens"
+        )
     if "cutoff_len" in config.train.model_fields_set:
         behind = f" behind {front} virtual tokens" if front else ""
         raise FinetuneError(
             f"cutoff_len is {given}, and the model has room for {context - front} tokens{behind}; lower it"
         )
     return context - front
+
+
+def require_fit(config: Config, model: ModelConfig) -> None:
+    """Raises FinetuneError where the method's options, or final_scale, are not for this model; it takes no memory."""
+    with torch.device("meta"):
+        adapter = method(config.method_name).make(model, config.options)
+    if config.train.final_scale < 1:
+        adapter.weaken(1.0)
 
 
 def shown(example: Example, tokenizer: Tokenizer) -> str:
@@ -182,57 +197,59 @@ def train(
 
     runs, adapters: folders in which the run's and the adapter's own are made, by the configuration's name. resume goes
     on with the run that is there, restart replaces it even where it could go on. start: the folder of the adapter that
-    `config.start` names. Raises FinetuneError.
+    `config.start` names. Raises FinetuneError, also where another process is training one of this name.
     """
     folder, world, tokenizer = runs / config.name, world or Alone(), checkpoint.tokenizer()
-    if not (resume or restart) and Checkpoints(folder, config.train.save_total_limit).unfinished():
-        raise FinetuneError(
-            f"{folder} holds the checkpoints of a run that is not finished; go on with --resume, or start anew with "
-            "--restart"
+    with held(folder, world):
+        if not (resume or restart) and Checkpoints(folder, config.train.save_total_limit).unfinished():
+            raise FinetuneError(
+                f"{folder} holds the checkpoints of a run that is not finished; go on with --resume, or start anew "
+                "with --restart"
+            )
+        learner, base = build(config, checkpoint, tokenizer, device), base_of(checkpoint, cache)
+        if config.stage == "sft" and config.train.template == "alpaca":
+            base = replace(base, chat_template=ALPACA_CHAT)
+        if start is not None:
+            go_on_from(start, learner.adapter, learner.model, config.method_name, base)
+        if config.train.final_scale < 1:
+            learner.adapter.weaken(1.0)  # a method that cannot says so before it trains
+        trainer = Trainer(
+            learner,
+            prepared.training,
+            prepared.validation,
+            config.train,
+            folder,
+            identity(config, base, prepared, start),
+            listen,
+            tell,
+            world,
+            resume,
         )
-    learner, base = build(config, checkpoint, tokenizer, device), base_of(checkpoint, cache)
-    if config.stage == "sft" and config.train.template == "alpaca":
-        base = replace(base, chat_template=ALPACA_CHAT)
-    if start is not None:
-        go_on_from(start, learner.adapter, learner.model, config.method_name, base)
-    if config.train.final_scale < 1:
-        learner.adapter.weaken(1.0)  # a method that cannot says so before it trains
-    trainer = Trainer(
-        learner,
-        prepared.training,
-        prepared.validation,
-        config.train,
-        folder,
-        identity(config, base, prepared, start),
-        listen,
-        tell,
-        world,
-        resume,
-    )
-    if trainer.state.step == 0:
-        # An earlier run goes only now, that nothing hinders this one; and not before all processes have looked at it.
-        world.wait()
-        if world.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-    state = trainer.run()
-    if config.train.final_scale < 1:
-        learner.adapter.weaken(config.train.final_scale)
-        if prepared.validation:
-            state.best_loss = trainer.validation_loss()  # of what is written
-    notes = {
-        "configuration": config.model_dump(mode="json", exclude_none=True),
-        "quality": prepared.quality.to_json(),
-        "training_examples": len(prepared.training),
-        "validation_examples": len(prepared.validation),
-        "best_step": state.best_step,
-        "best_validation_loss": state.best_loss if prepared.validation else None,
-        "steps": state.step,
-        "seconds": round(state.seconds, 1),
-        "tokens": state.tokens,
-        "finished": time.strftime("%Y-%m-%d"),
-    }
-    target = adapters / config.name
-    world.save(lambda: save_adapter(
-        target, config.method_name, learner.adapter, learner.model, base, getattr(torch, config.store_dtype), notes
-    ), learner)  # fmt: skip
-    return target, state
+        if trainer.state.step == 0:
+            # An earlier run goes only now, that nothing hinders this one; and not before all processes have looked at
+            # it.
+            world.wait()
+            if world.rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+        state = trainer.run()
+        if config.train.final_scale < 1:
+            learner.adapter.weaken(config.train.final_scale)
+            if prepared.validation:
+                state.best_loss = trainer.validation_loss()  # of what is written
+        notes = {
+            "configuration": config.model_dump(mode="json", exclude_none=True),
+            "quality": prepared.quality.to_json(),
+            "training_examples": len(prepared.training),
+            "validation_examples": len(prepared.validation),
+            "best_step": state.best_step,
+            "best_validation_loss": state.best_loss if prepared.validation else None,
+            "steps": state.step,
+            "seconds": round(state.seconds, 1),
+            "tokens": state.tokens,
+            "finished": time.strftime("%Y-%m-%d"),
+        }
+        target = adapters / config.name
+        world.save(lambda: save_adapter(
+            target, config.method_name, learner.adapter, learner.model, base, getattr(torch, config.store_dtype), notes
+        ), learner)  # fmt: skip
+        return target, state

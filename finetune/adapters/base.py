@@ -125,6 +125,11 @@ class Method:
     make: Callable[[ModelConfig, Any], Adapter]
     peft: Peft | None = None
 
+    @property
+    def merges(self) -> bool:
+        """Whether its mathematics allows a merge."""
+        return getattr(self.make, "merge", None) is not Adapter.merge
+
 
 def unmerge(model: Transformer, before: Mapping[str, Tensor]) -> None:
     """Undoes a `merge`: the model's tensors are what they were, bit for bit."""

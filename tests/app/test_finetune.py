@@ -22,6 +22,7 @@ from finetune.config import DataSpec
 from finetune.data.encode import Encoder
 from finetune.data.samples import Faults, Sample
 from finetune.errors import FinetuneError
+from finetune.folder import load_adapter
 from llama.chat import ChatTemplate
 from llama.checkpoint import load_transformer, open_checkpoint
 
@@ -259,9 +260,18 @@ def test_train_list_export_merge(workplace: Path, capsys: pytest.CaptureFixture[
     assert main(["finetune", "export", "talk", "-o", "peft"]) == 1
     capsys.readouterr()
     assert main(["finetune", "merge", "talk", "-o", "merged", "--dtype", "bfloat16"]) == 0
-    assert "logits differ from the adapter's by" in capsys.readouterr().out
+    told = re.search(r"logits differ from the adapter's by (\S+) at most", capsys.readouterr().out)
+    assert json.loads(Path("merged", "config.json").read_text())["dtype"] == "bfloat16"
     merged = load_transformer(open_checkpoint(tmp_path / "merged"), torch.float32, "cpu")
     assert merged.config.n_layers == 30
+    settings = load_settings()
+    base = load_transformer(open_checkpoint(settings.path_of_model(settings.model)), torch.float32, "cpu")
+    entered, adapter, _ = load_adapter(workplace / "adapters" / "talk", base)
+    ids = torch.tensor([[504, 2365, 6354, 16438]])
+    drift = (merged(ids) - entered(ids, adaptation=adapter)).abs().max().item()
+    assert told is not None
+    assert drift > 0.01
+    assert drift / 5 < float(told[1]) < drift * 5, "of what is written, on another text"
 
 
 @pytest.mark.slow

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from finetune.config import Config, load_config, shipped
 from finetune.data.samples import Example, Sample
 from finetune.errors import FinetuneError
-from finetune.folder import load_adapter, read_card
-from finetune.run import Prepared, base_of, prepare, train
+from finetune.folder import TENSORS, load_adapter, read_card
+from finetune.run import Prepared, base_of, identity, prepare, train
 from llama.chat import ChatTemplate
 from llama.checkpoint import load_transformer, open_checkpoint
 
@@ -134,10 +137,37 @@ def test_training_goes_on_from_an_adapter(tiny: Path, tmp_path: Path) -> None:
     train(more, checkpoint, found, *places, listen=records.append, start=folder)
     assert state.best_step > 0, "what was learned is there to go on from"
     assert records[0]["val_loss"] == pytest.approx(state.best_loss, rel=1e-6)
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    (other / TENSORS).write_bytes(save({n: 2 * t for n, t in load((folder / TENSORS).read_bytes()).items()}))
+    with pytest.raises(FinetuneError, match="another configuration, dataset or model"):
+        train(more, checkpoint, found, *places, resume=True, start=other)
     with pytest.raises(FinetuneError, match=r"adapter 'lora' has lora_rank = 16; \[method\] has to say the same"):
         train(load_config("lora", {"method.lora_rank": 4}), checkpoint, found, *places, start=folder)
     with pytest.raises(FinetuneError, match="adapter 'lora' has the method lora"):
         train(load_config("bottleneck"), checkpoint, found, *places, start=folder)
+
+
+def test_a_run_is_known_by_all_that_its_numbers_depend_on(tiny: Path, tmp_path: Path) -> None:
+    """Configuration, model, every example and what is learned of it, and the adapter that it goes on from."""
+    checkpoint, tokenizer, template = spoken(tiny)
+    config = load_config("lora", {"train.val_size": 0.5})
+    found, base = prepare(config, tokenizer, template, {"squad": questions}), base_of(checkpoint, None)
+    starts = [tmp_path / "a", tmp_path / "b"]
+    for place in starts:
+        place.mkdir()
+        (place / TENSORS).write_bytes(place.name.encode())
+    first = found.training[0]
+    others = [replace(first, ids=(*first.ids[:-1], 7)), replace(first, learned=(True,) * len(first.learned))]
+    made = [
+        identity(config, base, found),
+        identity(load_config("lora", {"train.val_size": 0.5, "train.seed": 1}), base, found),
+        identity(config, replace(base, model_hash="x"), found),
+        *(identity(config, base, replace(found, training=[other, *found.training[1:]])) for other in others),
+        identity(config, base, replace(found, validation=found.validation[1:])),
+        *(identity(config, base, found, place) for place in starts),
+    ]
+    assert len(set(made)) == len(made)
+    assert identity(config, base, prepare(config, tokenizer, template, {"squad": questions})) == made[0]
 
 
 def test_vectors_of_examples_are_split_by_document(tiny: Path) -> None:

@@ -128,6 +128,19 @@ def test_we_load_what_peft_writes(form: str, config: Any, ours: Transformer, the
     assert (logits(model, adapter) - said(made.eval())).abs().max() < 1e-3
 
 
+def test_a_loaded_adapter_drops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that PEFT wrote says with what dropout it was trained; it is used without."""
+    monkeypatch.setitem(FORMS, "lora", ("lora", {"lora_rank": 4, "lora_dropout": 0.5}))
+    model, adapter = adapted("lora")
+    shaken(model, adapter)
+    save_adapter(tmp_path / "a", "lora", adapter, model, BASE)
+    (tmp_path / "a" / OURS).unlink()
+    entered, loaded, _ = load_adapter(tmp_path / "a", adapted("lora")[0])
+    assert loaded.options.lora_dropout == 0.5  # type: ignore[union-attr]
+    assert torch.allclose(entered(IDS, adaptation=loaded), model(IDS, adaptation=adapter.eval()), atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
 def test_paddocks_own_forms_come_back(tmp_path: Path) -> None:
     for form, (name, _) in FORMS.items():
         model, adapter = adapted(form)
@@ -143,7 +156,8 @@ def test_what_peft_cannot_say_is_refused(tmp_path: Path) -> None:
     for form, why in (
         ("llama_adapter", 'gate = "scalar"'),
         ("scalar gates", "heads as wide as dim / heads = 12, and the model's have 16; keep it as it is"),
-        ("bottleneck", "PEFT has no form for bottleneck"),
+        ("bottleneck", "PEFT has no form for bottleneck; it cannot be merged either, keep it as it is"),
+        *((form, f"PEFT has no form for {form}; merge it, or") for form in ("freeze", "llama_pro", "full")),
     ):
         model, adapter = adapted(form)
         save_adapter(tmp_path / form, FORMS[form][0], adapter, model, BASE)
@@ -330,6 +344,18 @@ def test_the_exported_vocabulary_is_the_models(ours: Transformer, gguf_path: Pat
     asked = [{"role": "user", "content": "What?"}]
     said = theirs.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
     assert "<|im_start|>user\nWhat?<|im_end|>" in said
+
+
+@pytest.mark.parametrize(("ends", "written"), [({0, 2}, [0, 2]), ({2}, 2)])
+def test_every_token_that_ends_a_text_is_written(
+    ends: set[int], written: Any, ours: Transformer, gguf_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(gguf_path)
+    known = checkpoint.tokenizer()
+    known.eos_ids = frozenset(ends)
+    monkeypatch.setattr(type(checkpoint), "tokenizer", lambda self: known)
+    export(ours, checkpoint, tmp_path / "out", None, torch.float32)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == written
 
 
 @pytest.mark.parametrize("factor", [None, 8.0, 32.0, "linear"])

@@ -41,6 +41,10 @@ def trainer(folder: Path, form: str = "lora", loop: Loop = LOOP, **changes: Any)
     return Trainer(learner, training, validation, loop, folder, changes.pop("identity", "x"), **changes)
 
 
+def values_of(made: Trainer) -> list[torch.nn.Parameter]:
+    return list(made.learner.trained.values())
+
+
 def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in read_log(folder) if "loss" in row]
 
@@ -145,6 +149,41 @@ def test_accumulation_changes_nothing(form: str, tmp_path: Path) -> None:
     assert loss == pytest.approx(losses_, rel=1e-5)
     assert norm == pytest.approx(norms, rel=1e-4)
     assert all(torch.allclose(one[n], many[n], atol=1e-4) for n in one)
+
+
+def test_checkpointed_blocks_are_computed_again(tmp_path: Path) -> None:
+    """Twice in a step, with the same result; else once."""
+    found = []
+    for again in (False, True):
+        calls = list[Any]()
+        made = trainer(tmp_path / str(again), loop=LOOP.model_copy(update={"gradient_checkpointing": again}))
+        made.learner.model.layers[1].register_forward_pre_hook(lambda *given, calls=calls: calls.append(given))
+        parts = len(made.plan.step(0)[0])
+        made._step()
+        assert len(calls) == parts * (1 + again)
+        found.append(values(made.learner))
+    assert all(torch.allclose(found[1][name], tensor, atol=1e-6) for name, tensor in found[0].items())
+
+
+def test_gradients_are_no_longer_than_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(tmp_path, loop=LOOP.model_copy(update={"max_grad_norm": 0.01}))
+    lengths, step = list[float](), made.optimizer.step
+
+    def noted() -> None:
+        lengths.append(math.sqrt(sum(float(p.grad.square().sum()) for p in values_of(made) if p.grad is not None)))
+        step()
+
+    monkeypatch.setattr(made.optimizer, "step", noted)
+    record = made._step()
+    assert record["grad_norm"] > 0.02, "what is told is the length before"
+    assert lengths == [pytest.approx(0.01, rel=1e-3)]
+
+
+def test_a_share_of_a_step_warms_up_for_one(tmp_path: Path) -> None:
+    made = trainer(tmp_path, loop=LOOP.model_copy(update={"warmup_ratio": 0.06}))
+    assert made.plan.steps == 18, "of which the share is 1.08"
+    rates = [made._step()["learning_rate"] for _ in range(2)]
+    assert rates == pytest.approx([LOOP.learning_rate / 2, LOOP.learning_rate])
 
 
 def test_learning_rate_curve() -> None:
@@ -282,6 +321,22 @@ def test_stops_early_and_restores_the_best(tmp_path: Path, monkeypatch: pytest.M
     assert [row["best"] for row in read_log(tmp_path) if "val_loss" in row] == [True, True, False, False]
 
 
+def test_as_good_is_not_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equal ones the first is kept, and a run that only stays as good comes to its end."""
+    monkeypatch.setattr(Trainer, "validation_loss", lambda self: 3.0)
+    state = trainer(tmp_path, loop=LOOP.model_copy(update={"patience": 2})).run()
+    assert (state.step, state.best_step) == (8, 0)
+
+
+def test_nothing_is_dropped_in_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMS, "dropped", ("lora", {"lora_rank": 4, "lora_dropout": 0.5}))
+    made, plain = trainer(tmp_path / "a", "dropped"), trainer(tmp_path / "b")
+    for each in (made, plain):
+        shaken(each.learner.model, each.learner.adapter, by=0.3)
+        each.module.train()  # as a step leaves it
+    assert made.validation_loss() == pytest.approx(plain.validation_loss(), rel=1e-6)
+
+
 def test_validation_is_the_mean_over_learned_tokens(tmp_path: Path) -> None:
     made = trainer(tmp_path, loop=LOOP.model_copy(update={"micro_batch_tokens": 40}))
     total = sum(made.learner(Batch.of([e]))[0].item() for e in DATA[18:])
@@ -381,6 +436,23 @@ def test_nan_says_step_and_sample(tmp_path: Path) -> None:
         made.run()
 
 
+def test_a_gradient_that_is_not_a_number_changes_nothing(tmp_path: Path) -> None:
+    """The loss before it may be one."""
+    made = trainer(tmp_path)
+    before = values(made.learner)
+    values_of(made)[0].register_hook(lambda grad: grad * math.inf)
+    with pytest.raises(FinetuneError, match="the gradient of step 1 is not a number; lower learning_rate"):
+        made._step()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in made.learner.trained.items())
+
+
+def test_a_validation_that_is_not_a_number_ends_the_run(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    made.learner.model.norm.weight.data.fill_(math.nan)
+    with pytest.raises(FinetuneError, match="the validation's loss after step 0 is not a number; lower learning_rate"):
+        made.run()
+
+
 def test_running_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Learner, batch: Batch) -> Any:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
@@ -432,6 +504,24 @@ def test_log_and_tensorboard(tmp_path: Path) -> None:
     events = list((tmp_path / "tensorboard").glob("events.*"))
     assert len(events) == 1
     assert events[0].stat().st_size > 500
+
+
+def test_curves_of_a_resumed_run_begin_behind_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard would draw the steps twice that were computed twice."""
+    from torch.utils import tensorboard
+
+    purged = []
+
+    class Noted(tensorboard.SummaryWriter):  # type: ignore[misc]
+        def __init__(self, *given: Any, **more: Any) -> None:
+            purged.append(more.get("purge_step"))
+            super().__init__(*given, **more)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(tensorboard, "SummaryWriter", Noted)
+    with pytest.raises(Killed):
+        trainer(tmp_path, listen=killed_at(10)).run()
+    trainer(tmp_path, resume=True).run()
+    assert purged == [None, 9]
 
 
 def test_the_adapter_is_what_trains(tmp_path: Path) -> None:
