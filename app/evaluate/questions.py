@@ -17,6 +17,9 @@ from app.evaluate.metrics import holds
 from app.lines import is_valid, read_lines
 from ingest.loaders.decode import tidy
 
+# Said of a question whose answers stand nowhere: it is asked, and training tells of it in words of its own.
+ALL_THE_SAME = "it is scored all the same"
+
 
 @dataclass(frozen=True)
 class Gold:
@@ -257,8 +260,8 @@ class _Squad:
                 if answerable and not any(text in context or holds(context, text) for text in texts):
                     self.ids.fault(
                         self.line,
-                        f"no gold answer of question '{id_}' ('{texts[0][:60]}') stands in its paragraph; it is scored "
-                        "all the same",
+                        f"no gold answer of question '{id_}' ('{texts[0][:60]}') stands in its paragraph; "
+                        f"{ALL_THE_SAME}",
                     )
                 levels = {"document": {name: 1}, "paragraph": {paragraph: 1}}
                 self.dataset.questions.append(

@@ -17,6 +17,7 @@ from llama.chat import Message
 Passage = TypeVar("Passage")
 
 NO_GOLD = "no passage holds its answer"
+ELSEWHERE = "the passages of its conversation hold another part of its paragraph"
 
 
 class Grounding(Protocol[Passage]):
@@ -90,10 +91,10 @@ def grounded(
         if not passages:
             faults.add(question.origin, "no passage is found for it")
             continue
-        if gold is not None:
-            said = grounding.answer(question, [gold]) or min(question.answers, key=len)
-        else:
-            said = grounding.refusal(question.text)
+        said = grounding.answer(question, [gold]) if gold is not None else grounding.refusal(question.text)
+        if said is None:
+            faults.add(question.origin, NO_GOLD)
+            continue
         yield Sample(
             (*grounding.messages(question.text, passages), {"role": "assistant", "content": said}),
             group=question.group,
@@ -161,18 +162,25 @@ def _conversation(
     elsewhere: float,
     faults: Faults,
 ) -> Sample | None:
-    """The questions behind each other, around the passage that answers the first of them that has an answer.
+    """The questions behind each other, around the passage that answers the first of them that one answers.
 
     more: of them, those that a distractor answers are strewn in, up to `elsewhere` times as many as are asked.
     """
     # Those of other paragraphs have their turn in a conversation of their own.
     own = [each for each in asked if each.paragraph == paragraph]
-    anchor = next((each for each in own if each.answers), None)
-    if anchor is None or (gold := grounding.gold(anchor)) is None:
+    lost: list[GroundedQuestion] = []
+    for anchor in (each for each in own if each.answers):
+        gold = grounding.gold(anchor)
+        if gold is not None:
+            break
+        lost.append(anchor)
+        faults.add(anchor.origin, NO_GOLD)
+    else:
         for each in own:
-            why = NO_GOLD if anchor is not None else "no question beside it in its conversation has an answer"
-            faults.add(each.origin, why)
+            if not each.answers:
+                faults.add(each.origin, "no question beside it in its conversation has an answer that a passage holds")
         return None
+    asked = [each for each in asked if each not in lost]
     passages = grounding.others(anchor, count)
     at = min(grounding.rank(anchor), len(passages))
     held = [each for each in more if any(grounding.is_gold(passage, each) for passage in passages)]
@@ -183,8 +191,9 @@ def _conversation(
     for question in turns:
         answer = grounding.answer(question, passages)
         if answer is None and question.answers and question.paragraph == paragraph:
-            # Its passage was cut from this one: whether it is answered, nobody knows.
-            faults.add(question.origin, "the passages of its conversation hold another part of its paragraph")
+            # Where its passage was cut from this one, nobody knows whether it is answered.
+            cut = grounding.gold(question) is not None
+            faults.add(question.origin, ELSEWHERE if cut else NO_GOLD)
             continue
         messages += [grounding.again(question.text)] if messages else grounding.messages(question.text, passages)
         messages.append({"role": "assistant", "content": answer or grounding.refusal(question.text)})
