@@ -249,10 +249,12 @@ def test_plain_text_is_cut_and_learned_whole(spoken: Spoken, tmp_path: Path) -> 
     (tmp_path / "texts" / "b.md").write_text("Snow.")
     (tmp_path / "texts" / "c.txt").write_bytes(b"\xff\xfe\xff")
     found = prepared(spoken, tmp_path / "texts", "text", stage="pretrain", train={"cutoff_len": 64})
-    assert all(all(e.learned) and len(e.ids) <= 64 for e in found.training)
-    whole = [i for e in found.training if e.group.endswith("a.txt") for i in e.ids]
+    pieces = [e for e in found.training if e.group.endswith("a.txt")]
+    assert all(len(e.ids) <= 64 for e in pieces)
+    whole = [pieces[0].ids[0], *(i for e in pieces for i in e.ids[1:])]
     assert spoken[0].decode(whole[:-1]) == "The herd comes down in October. " * 30
     assert whole[-1] in spoken[0].eos_ids
+    assert [spoken[0].decode(e.ids[:-1]) for e in found.training if e.group.endswith("b.md")] == ["Snow."]
     assert any("not UTF-8" in line for line in found.faults.lines)
     rows = written(tmp_path / "a.jsonl", [{"text": "Snow."}, {"no": 1}])
     assert len(prepared(spoken, rows, "text", stage="pretrain").training) == 1
@@ -269,8 +271,27 @@ def test_every_text_learns_its_end(more: int, spoken: Spoken, tmp_path: Path) ->
     ends = [e.ids for e in found if e.ids[-1] in spoken[0].eos_ids]
     assert len(ends) == 1
     assert 2 <= len(ends[0]) <= cut["cutoff_len"]
-    tokens = [i for e in found for i in e.ids]
-    assert len(tokens) - size in (0, 1)
+    assert sum(e.supervised for e in found) == size - 1
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("cutoff_len", [2, 3, 4, 17, 18, 19])
+def test_every_token_of_a_text_is_learned_once(cutoff_len: int, bos: bool, spoken: Spoken, tmp_path: Path) -> None:
+    """A token is learned from the one before it, so that pieces share one; nothing stands before the first of all."""
+    tokenizer = copy(spoken[0])
+    tokenizer.add_bos, tokenizer.bos_id = bos, 1
+    ids = [*[1] * bos, *tokenizer.encode("The herd comes down in October. " * 3)[: 17 - bos], min(tokenizer.eos_ids)]
+    text = tokenizer.decode(ids[bos:-1])
+    encoder = Encoder(tokenizer, None, cutoff_len, "alpaca")
+    pieces = list(encoder([Sample(text=text, group="g", origin="o")], Faults()))
+    assert max(len(piece.ids) for piece in pieces) <= cutoff_len
+    learned = [
+        i for piece in pieces for k, (i, is_learned) in enumerate(zip(piece.ids, piece.learned, strict=True))
+        if is_learned and k > 0
+    ]  # fmt: skip
+    assert learned == ids[1:]
+    marked = sum(sum(piece.learned) for piece in pieces)
+    assert marked == sum(piece.supervised for piece in pieces), "what a dry run marks is what is learned"
 
 
 # -- dataset_info.json -------------------------------------------------------------------------------------------------
