@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from langchain_core.documents import Document
 
 from app.errors import AppError
 from app.evaluate.metrics import holds
-from app.evaluate.questions import ALL_THE_SAME, Dataset, read_squad
+from app.evaluate.questions import ALL_THE_SAME, EMPTY, Article, Dataset, read_squad
 from app.lines import is_valid, read_lines
 from app.prompt import REFUSAL, as_it_stands, follow_up, language_of, messages_for
 from finetune.config import DataSpec
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from app.config import Settings
     from app.evaluate.corpus import Corpus
 
+NOTHING = "the question or the answer is empty"
 FOUND = 12  # passages looked at for each question
 
 
@@ -141,7 +143,9 @@ def squad_reader(settings: Settings) -> Any:
 
         dataset = _chosen(read_squad(path), spec)
         told = set(faults.lines)  # by an earlier table of the same file
-        faults.lines += [line for line in dataset.faults if line not in told and not line.endswith(ALL_THE_SAME)]
+        for line in dataset.faults:
+            if line not in told and not line.endswith(ALL_THE_SAME):
+                faults.left_out(line, empty=line.endswith(EMPTY))
         if spec.retrieve:
             with ingest_bar() as show:
                 grounding: Any = Retrieved(corpus.of_articles(dataset.articles, settings, show))
@@ -154,16 +158,22 @@ def squad_reader(settings: Settings) -> Any:
             )
             for g in dataset.questions
         ]
-        questions = _drawn(questions, spec, seed)
+        questions = _drawn(path, questions, spec, seed)
         if spec.turns > 1:
             made = conversations(
                 questions, grounding, spec.distractors, spec.unanswerable, seed, spec.turns, spec.elsewhere, faults
             )
         else:
             made = grounded(questions, grounding, spec.distractors, spec.unanswerable, seed, faults)
-        return list(made)
+        untitled = {article.name: _hash(article) for article in dataset.articles if not article.titled}
+        return [replace(sample, group=untitled.get(sample.group, sample.group)) for sample in made]
 
     return read
+
+
+def _hash(article: Article) -> str:
+    """What an article without a title is known by: two files number theirs alike."""
+    return hashlib.sha256(article.text.encode()).hexdigest()
 
 
 def _trimmed(answer: str) -> str:
@@ -172,17 +182,25 @@ def _trimmed(answer: str) -> str:
     return bare[:-1] if bare.endswith(".") and "." not in bare[:-1] and " " in bare else bare or answer
 
 
-def _drawn(questions: list[GroundedQuestion], spec: DataSpec, seed: int) -> list[GroundedQuestion]:
+def _drawn(path: Path, questions: list[GroundedQuestion], spec: DataSpec, seed: int) -> list[GroundedQuestion]:
     """Those that are short enough to answer and, of them, as many as wanted; before any is retrieved for.
 
-    Questions of one conversation are drawn together.
+    Questions of one conversation are drawn together. Raises FinetuneError where none is left.
     """
+    given, filters = len(questions), list[str]()
     if spec.answer_length is not None:
         longest = spec.answer_length
-        questions = [q for q in questions if not q.answers or min(map(len, q.answers)) <= longest]
+        short = [q for q in questions if not q.answers or min(map(len, q.answers)) <= longest]
+        filters += [f"answer_length = {longest}"] * (len(short) < len(questions))
+        questions = short
     draw = random.Random(seed)
     if spec.impossible < 1:
-        questions = [q for q in questions if q.answers or draw.random() < spec.impossible]
+        kept = [q for q in questions if q.answers or draw.random() < spec.impossible]
+        filters += [f"impossible = {spec.impossible:g}"] * (len(kept) < len(questions))
+        questions = kept
+    if filters and not questions:
+        leaves = "leave none" if len(filters) > 1 else "leaves none"
+        raise FinetuneError(f"{path}: {' and '.join(filters)} {leaves} of {given} questions; a larger value keeps more")
     if spec.num_samples is None or spec.num_samples >= len(questions):
         return questions
     if spec.turns == 1:
@@ -224,11 +242,11 @@ def reviewed_reader(settings: Settings) -> Any:
             try:
                 asked, answers, source, passage = _reviewed(line)
             except ValueError as error:
-                faults.add(origin, str(error))
+                faults.add(origin, str(error), empty=str(error) == NOTHING)
                 continue
             held = tuple(each for each in answers if holds(passage, each))
             for each in (each for each in answers if held and each not in held):
-                faults.add(origin, f"its answer '{each[:60]}' does not stand in its passage")
+                faults.note(f"{origin}: its answer '{each[:60]}' does not stand in its passage; it is left out")
             if not held:
                 faults.add(origin, f"no answer ('{answers[0][:60]}') stands in its passage")
                 continue
@@ -257,7 +275,7 @@ def _reviewed(line: str) -> tuple[str, list[str], str, str]:
         raise ValueError("not UTF-8")
     answers = [each for each in answers if each.strip()]
     if not question.strip() or not answers:
-        raise ValueError("the question or the answer is empty")
+        raise ValueError(NOTHING)
     return question.strip(), answers, source, passage
 
 

@@ -11,18 +11,22 @@ import pytest
 from app.config import Settings
 from app.grounded import readers
 from app.refusal import is_refusal
-from finetune.config import DataSpec
+from finetune.config import Config, DataSpec
 from finetune.data.samples import Faults, Sample
+from finetune.errors import FinetuneError
+from finetune.run import Prepared, prepare
+from llama.chat import ChatTemplate
+from llama.checkpoint import open_checkpoint
 
 
 def squad_of(path: Path, *articles: dict[str, Any]) -> Path:
     """articles: `title` where there is one, and paragraphs of (text, {question: its answer, None for impossible})."""
     data = []
-    for article in articles:
+    for place, article in enumerate(articles):
         paragraphs = []
         for text, asked in article["paragraphs"]:
             qas = [
-                {"id": f"{path.stem}/{question}", "question": question, "is_impossible": answer is None,
+                {"id": f"{place}/{question}", "question": question, "is_impossible": answer is None,
                  "answers": [] if answer is None else [{"text": answer}]}
                 for question, answer in asked.items()
             ]  # fmt: skip
@@ -70,3 +74,80 @@ def test_where_no_question_of_a_conversation_has_its_passage_each_is_told_why(
         LOST,
         "no question beside it in its conversation has an answer that a passage holds; it is left out",
     ]
+
+
+def herd(title: str | None, answer: str = "May", when: str = "May") -> dict[str, Any]:
+    article = {"paragraphs": [(f"The herd is shorn in {when} at Sable.", {f"When, in {when}?": answer})]}
+    return article if title is None else {"title": title, **article}
+
+
+def test_articles_without_a_title_are_other_documents_in_other_files(settings: Settings, tmp_path: Path) -> None:
+    """Both are the first article of their file; what has one title in two files is one document in two languages."""
+    first = squad_of(tmp_path / "a.json", herd(None), herd("Herd"))
+    other = squad_of(tmp_path / "b.json", herd(None, "June", "June"), herd("Herd", "June", "June"))
+    (one, titled), (two, same) = (
+        [sample.group for sample in told(settings, path, retrieve=False)[0]] for path in (first, other)
+    )
+    assert one != two
+    assert titled == same
+    copied = squad_of(tmp_path / "c.json", herd("Before"), herd(None))
+    assert told(settings, copied, retrieve=False)[0][1].group == one, "the same text is the same document"
+
+
+def data(settings: Settings, gguf_path: Path, *tables: dict[str, Any]) -> Prepared:
+    """Tables of SQuAD files as a run prepares them."""
+    checkpoint = open_checkpoint(gguf_path)
+    tokenizer = checkpoint.tokenizer()
+    assert checkpoint.chat_template is not None
+    spec = [{"format": "squad", "unanswerable": 0.0, "retrieve": False, **table} for table in tables]
+    config = Config(name="x", method={"name": "lora"}, data=spec, train={"val_size": 0})
+    return prepare(config, tokenizer, ChatTemplate(checkpoint.chat_template, tokenizer), readers(settings))
+
+
+def test_it_is_said_what_a_file_for_validation_takes_from_others(
+    settings: Settings, gguf_path: Path, tmp_path: Path
+) -> None:
+    first = squad_of(tmp_path / "a.json", herd("Herd"), herd("Pass", "July", "July"), herd(None))
+    other = squad_of(tmp_path / "b.json", herd("Herd", "June", "June"), herd(None, "April", "April"))
+    found = data(settings, gguf_path, {"file": str(first)}, {"file": str(other), "only_validate": True})
+    assert (len(found.training), len(found.validation)) == (2, 3)
+    line = "1 samples of other tables were moved to validation: only_validate keeps their document for it"
+    assert line in found.quality.lines()
+    alone = data(settings, gguf_path, {"file": str(first)})
+    assert "moved" not in " ".join(alone.quality.lines())
+    first = squad_of(first, herd("Herd"))
+    with pytest.raises(FinetuneError, match="all 3 samples are of documents that only_validate keeps for validation"):
+        data(settings, gguf_path, {"file": str(first)}, {"file": str(other), "only_validate": True})
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ({"articles": "0:1", "answer_length": 1}, "answer_length = 1 and impossible = 0 leave none of 3 questions"),
+        ({"articles": "1:"}, "impossible = 0 leaves none of 1 questions"),
+    ],
+)
+def test_filters_that_leave_nothing_are_named(
+    spec: dict[str, Any], why: str, settings: Settings, gguf_path: Path, tmp_path: Path
+) -> None:
+    asked = {"When?": "in May", "Where?": "at Sable", "How many?": "fifty"}
+    path = squad_of(
+        tmp_path / "a.json",
+        {"title": "T", "paragraphs": [("The herd is shorn in May at Sable.", {**asked, "How many?": None})]},
+        {"title": "U", "paragraphs": [("Snow closes the pass.", {"Who was king?": None})]},
+    )
+    with pytest.raises(FinetuneError) as raised:
+        data(settings, gguf_path, {"file": str(path), "impossible": 0.0, **spec})
+    assert str(raised.value) == f"{path}: {why}; a larger value keeps more"
+
+
+def test_what_a_squad_file_lacks_is_counted_once(settings: Settings, gguf_path: Path, tmp_path: Path) -> None:
+    """Also where two tables read the file, and not where a question is used all the same."""
+    asked = {"When?": "in May", "Where?": "at Sable", "How many?": "fifty", " ": "May"}
+    text = "The herd is shorn in May at Sable."
+    path = squad_of(tmp_path / "a.json", *({"title": t, "paragraphs": [(text, asked)]} for t in "TU"))
+    table = {"file": str(path)}
+    report = data(settings, gguf_path, {**table, "articles": "0:1"}, {**table, "articles": "1:"}).quality
+    assert (report.examples, report.left_out, report.empty) == (4, 4, 2)
+    refused = data(settings, gguf_path, {**table, "unanswerable": 1.0, "distractors": 0})
+    assert (refused.quality.left_out, refused.quality.empty) == (4, 2)
