@@ -151,3 +151,26 @@ def test_what_a_squad_file_lacks_is_counted_once(settings: Settings, gguf_path: 
     assert (report.examples, report.left_out, report.empty) == (4, 4, 2)
     refused = data(settings, gguf_path, {**table, "unanswerable": 1.0, "distractors": 0})
     assert (refused.quality.left_out, refused.quality.empty) == (4, 2)
+
+
+@pytest.mark.parametrize("turns", [1, 4])
+def test_an_answer_is_learned_with_the_space_before_it(
+    turns: int, settings: Settings, gguf_path: Path, tmp_path: Path
+) -> None:
+    """As its tokens stand in the passage, so that they can be copied from there."""
+    path = squad_of(tmp_path / "a.json", herd("Herd"))
+    [example] = data(settings, gguf_path, {"file": str(path), "turns": turns}).training
+    learned = [id_ for id_, is_learned in zip(example.ids, example.learned, strict=True) if is_learned]
+    assert open_checkpoint(gguf_path).tokenizer().decode(learned[:-1]) == " May"
+
+
+def test_what_nearly_answers_an_impossible_question_comes_first(settings: Settings, tmp_path: Path) -> None:
+    """Its own paragraph is the passage that it is hardest to refuse behind."""
+    months = ("January", "February", "March", "April", "May", "June", "July", "August")
+    paragraphs = [(f"Snow falls in {month}.", {f"Who was king in {month}?": None}) for month in months]
+    path = squad_of(tmp_path / "a.json", {"title": "T", "paragraphs": paragraphs})
+    samples, _ = told(settings, path, retrieve=False, distractors=2)
+    assert len(samples) == len(months)
+    for month, sample in zip(months, samples, strict=True):
+        first = sample.messages[-2]["content"].split("[1]")[1].split("[2]")[0]
+        assert f"Snow falls in {month}." in first

@@ -400,6 +400,25 @@ def test_a_template_that_ends_no_turn_learns_to_stop_all_the_same(spoken: Spoken
     assert [line.partition(":")[0] for line in faults.lines] == ["two"]
 
 
+@pytest.mark.parametrize("space", [" ", "\n"])
+def test_of_several_ends_an_unended_template_learns_the_first(space: str, spoken: Spoken) -> None:
+    """As Alpaca's prompts and plain text do; the space melts into the answer's first token, the line feed does not."""
+    tokenizer = copy(spoken[0])
+    tokenizer.eos_ids = frozenset({0, 2})
+    plain = ChatTemplate("{% for m in messages %}{{ m.role }}:" + space + "{{ m.content }}{% endfor %}"
+                         "{% if add_generation_prompt %}assistant:" + space + "{% endif %}", tokenizer)  # fmt: skip
+    said = Sample(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}), origin="o")
+    faults = Faults()
+    ends = [
+        example.ids[-1]
+        for encoder in (Encoder(tokenizer, plain, 200), Encoder(tokenizer, None, 200, "alpaca"))
+        for sample in (said, Sample(text="Snow.", origin="t"))
+        for example in encoder([sample], faults)
+    ]
+    assert ends == [0] * 4
+    assert not faults.lines
+
+
 def test_a_space_before_an_answer_is_learned_only_where_it_is_meant(spoken: Spoken) -> None:
     tokenizer, template = spoken
     said = Sample(({"role": "user", "content": "a"}, {"role": "assistant", "content": " Sable Hut "}))
