@@ -146,11 +146,11 @@ def squad_reader(settings: Settings) -> Any:
         for line in dataset.faults:
             if line not in told and not line.endswith(ALL_THE_SAME):
                 faults.left_out(line, empty=line.endswith(EMPTY))
+        paragraphs = {id_: (a.name, text) for a in dataset.articles for id_, text in a.paragraphs}
         if spec.retrieve:
             with ingest_bar() as show:
                 grounding: Any = Retrieved(corpus.of_articles(dataset.articles, settings, show))
         else:
-            paragraphs = {id_: (a.name, text) for a in dataset.articles for id_, text in a.paragraphs}
             grounding = Neighbours(paragraphs, seed)
         questions = [
             GroundedQuestion(
@@ -158,7 +158,9 @@ def squad_reader(settings: Settings) -> Any:
             )
             for g in dataset.questions
         ]
-        questions = _drawn(path, questions, spec, seed)
+        # Left out only where samples are made: that a question is lost changes no draw of the others.
+        drawn = _drawn(path, questions, spec, seed)
+        questions = [replace(q, lost=not _is_held(q, paragraphs)) for q in drawn]
         if spec.turns > 1:
             made = conversations(
                 questions, grounding, spec.distractors, spec.unanswerable, seed, spec.turns, spec.elsewhere, faults
@@ -169,6 +171,12 @@ def squad_reader(settings: Settings) -> Any:
         return [replace(sample, group=untitled.get(sample.group, sample.group)) for sample in made]
 
     return read
+
+
+def _is_held(question: GroundedQuestion, paragraphs: dict[str, tuple[str, str]]) -> bool:
+    """Whether a question's own paragraph holds its answer, if it has one; evaluation asks it all the same."""
+    _, text = paragraphs[question.paragraph or ""]
+    return not question.answers or _answers(Document(text), question)
 
 
 def _hash(article: Article) -> str:

@@ -50,7 +50,10 @@ class Grounding(Protocol[Passage]):
 
 @dataclass(frozen=True)
 class GroundedQuestion:
-    """A question, its answers (none where it cannot be answered), and the document that it is about."""
+    """A question, its answers (none where it cannot be answered), and the document that it is about.
+
+    lost: its own paragraph holds none of them, though another may say the same of something else.
+    """
 
     id: str
     text: str
@@ -58,6 +61,7 @@ class GroundedQuestion:
     group: str
     origin: str
     paragraph: str | None = None
+    lost: bool = False
 
 
 def grounded(
@@ -78,6 +82,9 @@ def grounded(
     for question in questions:
         count, refused, anywhere = draw.randint(0, distractors), draw.random() < unanswerable, draw.random() < 0.25
         place = draw.random()
+        if question.lost:
+            faults.add(question.origin, NO_GOLD)
+            continue
         gold = grounding.gold(question) if question.answers and not refused else None
         if question.answers and not refused and gold is None:
             faults.add(question.origin, NO_GOLD)
@@ -168,19 +175,19 @@ def _conversation(
     """
     # Those of other paragraphs have their turn in a conversation of their own.
     own = [each for each in asked if each.paragraph == paragraph]
-    lost: list[GroundedQuestion] = []
+    dropped: list[GroundedQuestion] = []
     for anchor in (each for each in own if each.answers):
-        gold = grounding.gold(anchor)
+        gold = None if anchor.lost else grounding.gold(anchor)
         if gold is not None:
             break
-        lost.append(anchor)
+        dropped.append(anchor)
         faults.add(anchor.origin, NO_GOLD)
     else:
         for each in own:
             if not each.answers:
                 faults.add(each.origin, "no question beside it in its conversation has an answer that a passage holds")
         return None
-    asked = [each for each in asked if each not in lost]
+    asked = [each for each in asked if each not in dropped]
     passages = grounding.others(anchor, count)
     at = min(grounding.rank(anchor), len(passages))
     held = [each for each in more if any(grounding.is_gold(passage, each) for passage in passages)]
@@ -189,6 +196,10 @@ def _conversation(
     random.Random(anchor.id).shuffle(turns)
     messages: list[Message] = []
     for question in turns:
+        if question.lost:
+            if question.paragraph == paragraph:
+                faults.add(question.origin, NO_GOLD)
+            continue
         answer = grounding.answer(question, passages)
         if answer is None and question.answers and question.paragraph == paragraph:
             # Where its passage was cut from this one, nobody knows whether it is answered.

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from app.config import Settings
-from app.grounded import readers
+from app.grounded import Neighbours, readers
 from app.refusal import is_refusal
 from finetune.config import Config, DataSpec
+from finetune.data.grounded import GroundedQuestion
 from finetune.data.samples import Faults, Sample
 from finetune.errors import FinetuneError
 from finetune.run import Prepared, prepare
@@ -74,6 +75,28 @@ def test_where_no_question_of_a_conversation_has_its_passage_each_is_told_why(
         LOST,
         "no question beside it in its conversation has an answer that a passage holds; it is left out",
     ]
+
+
+def test_an_answer_that_only_other_paragraphs_hold_is_not_learned(settings: Settings, tmp_path: Path) -> None:
+    """They say it of something else."""
+    own = ("The herd is shorn in May.", {"When is it shorn?": "May", "How many is the herd?": "fifty"})
+    others = [(f"Hut {n} has fifty beds.", {f"Which hut is the {n}th?": f"Hut {n}"}) for n in range(9)]
+    path = squad_of(tmp_path / "s.json", {"title": "T", "paragraphs": [own, *others]})
+    samples, lines = told(settings, path, retrieve=False, turns=4, distractors=99)
+    [sample] = [each for each in samples if "When is it shorn?" in str(each.messages)]
+    assert "fifty" in sample.messages[1]["content"]
+    assert [m["content"] for m in sample.messages if m["role"] == "assistant"] == [" May"]
+    assert lines == [LOST]
+
+
+def test_a_paragraph_without_the_answer_is_not_the_passage_that_answers() -> None:
+    near = Neighbours({"p": ("a.md", "The herd is shorn in May.")}, seed=0)
+    may, fifty = (GroundedQuestion("q", "?", (answer,), "a.md", "f:1", "p") for answer in ("May", "fifty"))
+    passage = near.gold(may)
+    assert passage is not None
+    assert near.is_gold(passage, may)
+    assert near.gold(fifty) is None
+    assert not near.is_gold(passage, fifty)
 
 
 def herd(title: str | None, answer: str = "May", when: str = "May") -> dict[str, Any]:

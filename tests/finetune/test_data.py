@@ -542,6 +542,39 @@ def test_no_question_is_dropped_without_a_line() -> None:
     assert faults.lines[2].endswith("hold another part of its paragraph; it is left out")
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_question_without_its_passage_leaves_the_conversation_to_the_others(seed: int) -> None:
+    """Whichever of them is asked first; and those that have no answer are no less asked behind it."""
+    rows = [("0", "lost?", ("a",)), ("1", "lost too?", ("a",)), ("2", "q?", ("b",)), ("3", "who?", ())]
+    questions = [GroundedQuestion(id_, text, answers, "g", f"f:{id_}", "p") for id_, text, answers in rows]
+    faults = Faults()
+    [sample] = conversations(questions, Shelf(), 0, 0.0, seed, 4, faults=faults)
+    assert sorted(m["content"] for m in sample.messages[1::2]) == ["I could not find it.", "b"]
+    assert sorted(faults.lines) == [f"f:{k}: no passage holds its answer; it is left out" for k in (0, 1)]
+    assert faults.count == 2
+
+
+def test_a_question_that_its_own_paragraph_does_not_answer_is_in_no_conversation() -> None:
+    """Neither in its own nor, as one to be refused, in another: there a passage may say the same of something else."""
+    questions = [
+        GroundedQuestion(f"{p}{n}", f"{p}{n}?", ("a",), "g", f"f:{p}{n}", p, lost=n == 0)
+        for p in "pq"
+        for n in range(3)
+    ]
+    faults = Faults()
+    made = list(conversations(questions, Shelf(), 0, 0.9, 0, 4, faults=faults))
+    asked = " ".join(m["content"] for sample in made for m in sample.messages if m["role"] == "user")
+    assert "q1?" in asked
+    assert "p0?" not in asked
+    assert "q0?" not in asked
+    assert sorted(line for line in faults.lines if "no passage" in line) == [
+        f"f:{p}0: no passage holds its answer; it is left out" for p in "pq"
+    ]
+    alone = Faults()
+    assert len(list(grounded(questions, Shelf(), 0, 1.0, 0, alone))) == 4
+    assert alone.count == 2
+
+
 def test_however_many_ask_of_other_paragraphs_one_asks_of_the_conversation_s_own() -> None:
     """Else nothing would be known of its passages, and it would be lost."""
     questions = [GroundedQuestion(f"{p}{n}", f"{p}{n}?", ("a",), "doc", "x", p) for p in "pqrst" for n in range(3)]
