@@ -79,14 +79,17 @@ def test_where_no_question_of_a_conversation_has_its_passage_each_is_told_why(
 
 def test_an_answer_that_only_other_paragraphs_hold_is_not_learned(settings: Settings, tmp_path: Path) -> None:
     """They say it of something else."""
-    own = ("The herd is shorn in May.", {"When is it shorn?": "May", "How many is the herd?": "fifty"})
+    bad = {f"How many is {what}?": "fifty" for what in ("the herd", "the flock", "the train")}
+    good = {"When is it shorn?": "May", "What is shorn?": "The herd", "What is done in May?": "shorn"}
+    own = ("The herd is shorn in May.", {**bad, **good})
     others = [(f"Hut {n} has fifty beds.", {f"Which hut is the {n}th?": f"Hut {n}"}) for n in range(9)]
     path = squad_of(tmp_path / "s.json", {"title": "T", "paragraphs": [own, *others]})
-    samples, lines = told(settings, path, retrieve=False, turns=4, distractors=99)
+    samples, lines = told(settings, path, retrieve=False, turns=8, distractors=99)
     [sample] = [each for each in samples if "When is it shorn?" in str(each.messages)]
     assert "fifty" in sample.messages[1]["content"]
-    assert [m["content"] for m in sample.messages if m["role"] == "assistant"] == [" May"]
-    assert lines == [LOST]
+    answers = {m["content"].strip() for m in sample.messages if m["role"] == "assistant"}
+    assert answers == {"May", "The herd", "shorn"}
+    assert lines == [LOST] * 3
 
 
 def test_a_paragraph_without_the_answer_is_not_the_passage_that_answers() -> None:
