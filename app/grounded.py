@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from langchain_core.documents import Document
 
 from app.errors import AppError
 from app.evaluate.metrics import holds
-from app.evaluate.questions import Dataset, read_squad
+from app.evaluate.questions import ALL_THE_SAME, EMPTY, Article, Dataset, read_squad
 from app.lines import is_valid, read_lines
 from app.prompt import REFUSAL, as_it_stands, follow_up, language_of, messages_for
 from finetune.config import DataSpec
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from app.config import Settings
     from app.evaluate.corpus import Corpus
 
+NOTHING = "the question or the answer is empty"
 FOUND = 12  # passages looked at for each question
 
 
@@ -104,11 +106,14 @@ class Neighbours(_Prompted):
         return Document(text, metadata={"source": source})
 
     def gold(self, question: GroundedQuestion) -> Document | None:
-        return self._document(question.paragraph) if question.paragraph in self._paragraphs else None
+        if question.paragraph not in self._paragraphs:
+            return None
+        own = self._document(question.paragraph)
+        return own if _answers(own, question) else None  # else what is learned would stand in no passage
 
     def is_gold(self, chunk: Document, question: GroundedQuestion) -> bool:
-        gold = self.gold(question)
-        return gold is not None and gold.page_content == chunk.page_content and _answers(chunk, question)
+        own = self._paragraphs.get(question.paragraph or "")
+        return own is not None and own[1] == chunk.page_content and _answers(chunk, question)
 
     def others(self, question: GroundedQuestion, count: int) -> list[Document]:
         draw = random.Random(f"{self._seed}/{question.id}")
@@ -137,12 +142,15 @@ def squad_reader(settings: Settings) -> Any:
         from app.progress import ingest_bar
 
         dataset = _chosen(read_squad(path), spec)
-        faults.lines += dataset.faults
+        told = set(faults.lines)  # by an earlier table of the same file
+        for line in dataset.faults:
+            if line not in told and not line.endswith(ALL_THE_SAME):
+                faults.left_out(line, empty=line.endswith(EMPTY))
+        paragraphs = {id_: (a.name, text) for a in dataset.articles for id_, text in a.paragraphs}
         if spec.retrieve:
             with ingest_bar() as show:
                 grounding: Any = Retrieved(corpus.of_articles(dataset.articles, settings, show))
         else:
-            paragraphs = {id_: (a.name, text) for a in dataset.articles for id_, text in a.paragraphs}
             grounding = Neighbours(paragraphs, seed)
         questions = [
             GroundedQuestion(
@@ -150,16 +158,30 @@ def squad_reader(settings: Settings) -> Any:
             )
             for g in dataset.questions
         ]
-        questions = _drawn(questions, spec, seed)
+        # Left out only where samples are made: that a question is lost changes no draw of the others.
+        drawn = _drawn(path, questions, spec, seed)
+        questions = [replace(q, lost=not _is_held(q, paragraphs)) for q in drawn]
         if spec.turns > 1:
             made = conversations(
                 questions, grounding, spec.distractors, spec.unanswerable, seed, spec.turns, spec.elsewhere, faults
             )
         else:
             made = grounded(questions, grounding, spec.distractors, spec.unanswerable, seed, faults)
-        return list(made)
+        untitled = {article.name: _hash(article) for article in dataset.articles if not article.titled}
+        return [replace(sample, group=untitled.get(sample.group, sample.group)) for sample in made]
 
     return read
+
+
+def _is_held(question: GroundedQuestion, paragraphs: dict[str, tuple[str, str]]) -> bool:
+    """Whether a question's own paragraph holds its answer, if it has one; evaluation asks it all the same."""
+    _, text = paragraphs[question.paragraph or ""]
+    return not question.answers or _answers(Document(text), question)
+
+
+def _hash(article: Article) -> str:
+    """What an article without a title is known by: two files number theirs alike."""
+    return hashlib.sha256(article.text.encode()).hexdigest()
 
 
 def _trimmed(answer: str) -> str:
@@ -168,17 +190,25 @@ def _trimmed(answer: str) -> str:
     return bare[:-1] if bare.endswith(".") and "." not in bare[:-1] and " " in bare else bare or answer
 
 
-def _drawn(questions: list[GroundedQuestion], spec: DataSpec, seed: int) -> list[GroundedQuestion]:
+def _drawn(path: Path, questions: list[GroundedQuestion], spec: DataSpec, seed: int) -> list[GroundedQuestion]:
     """Those that are short enough to answer and, of them, as many as wanted; before any is retrieved for.
 
-    Questions of one conversation are drawn together.
+    Questions of one conversation are drawn together. Raises FinetuneError where none is left.
     """
+    given, filters = len(questions), list[str]()
     if spec.answer_length is not None:
         longest = spec.answer_length
-        questions = [q for q in questions if not q.answers or min(map(len, q.answers)) <= longest]
+        short = [q for q in questions if not q.answers or min(map(len, q.answers)) <= longest]
+        filters += [f"answer_length = {longest}"] * (len(short) < len(questions))
+        questions = short
     draw = random.Random(seed)
     if spec.impossible < 1:
-        questions = [q for q in questions if q.answers or draw.random() < spec.impossible]
+        kept = [q for q in questions if q.answers or draw.random() < spec.impossible]
+        filters += [f"impossible = {spec.impossible:g}"] * (len(kept) < len(questions))
+        questions = kept
+    if filters and not questions:
+        leaves = "leave none" if len(filters) > 1 else "leaves none"
+        raise FinetuneError(f"{path}: {' and '.join(filters)} {leaves} of {given} questions; a larger value keeps more")
     if spec.num_samples is None or spec.num_samples >= len(questions):
         return questions
     if spec.turns == 1:
@@ -220,11 +250,11 @@ def reviewed_reader(settings: Settings) -> Any:
             try:
                 asked, answers, source, passage = _reviewed(line)
             except ValueError as error:
-                faults.add(origin, str(error))
+                faults.add(origin, str(error), empty=str(error) == NOTHING)
                 continue
             held = tuple(each for each in answers if holds(passage, each))
             for each in (each for each in answers if held and each not in held):
-                faults.add(origin, f"its answer '{each[:60]}' does not stand in its passage")
+                faults.note(f"{origin}: its answer '{each[:60]}' does not stand in its passage; it is left out")
             if not held:
                 faults.add(origin, f"no answer ('{answers[0][:60]}') stands in its passage")
                 continue
@@ -253,7 +283,7 @@ def _reviewed(line: str) -> tuple[str, list[str], str, str]:
         raise ValueError("not UTF-8")
     answers = [each for each in answers if each.strip()]
     if not question.strip() or not answers:
-        raise ValueError("the question or the answer is empty")
+        raise ValueError(NOTHING)
     return question.strip(), answers, source, passage
 
 

@@ -56,6 +56,7 @@ def read_samples(config: Config, extra: Extra, faults: Faults) -> list[Sample]:
     found: list[Sample] = []
     for spec in config.data:
         form, path, layout, count = spec.format, Path(spec.file).expanduser(), Layout(spec.columns), spec.num_samples
+        before = len(faults.lines)
         if form == "dataset_info":
             entry = dataset_info.entry(path, spec.dataset)
             form, path, layout, count = entry.form, entry.path, entry.layout, count or entry.num_samples
@@ -70,7 +71,7 @@ def read_samples(config: Config, extra: Extra, faults: Faults) -> list[Sample]:
                 f"{', '.join(known)}"
             )
         if not samples:
-            why = f" ({faults.lines[-1]})" if faults.lines else ""
+            why = f" ({faults.lines[-1]})" if len(faults.lines) > before else ""
             raise FinetuneError(f"{path} holds no sample that can be used as {form}{why}")
         if count is not None and count < len(samples):
             kept = sorted(random.Random(config.train.seed).sample(range(len(samples)), count))
@@ -98,10 +99,15 @@ def prepare(
         {json.dumps([s.messages, s.input, s.unlearned]) if s.messages else s.text: s for s in samples}.values()
     )
     examples = list(encoder(unique, faults))
-    report = quality(samples, examples, faults, len(encoder.too_long))
-    training, validation = split(
-        examples, loop.val_size, loop.seed, {sample.group for sample in samples if sample.aside}
-    )
+    aside = {sample.group for sample in samples if sample.aside}
+    moved = sum(sample.group in aside and not sample.aside for sample in samples)
+    report = replace(quality(samples, examples, faults, len(encoder.too_long)), moved=moved)
+    training, validation = split(examples, loop.val_size, loop.seed, aside)
+    if aside and aside.issuperset(sample.group for sample in samples):
+        raise FinetuneError(
+            f"nothing is left to train on: all {len(samples)} samples are of documents that only_validate keeps for "
+            "validation; leave it out, or give a table of other documents"
+        )
     return Prepared(training, validation, report, faults)
 
 

@@ -17,6 +17,11 @@ from app.evaluate.metrics import holds
 from app.lines import is_valid, read_lines
 from ingest.loaders.decode import tidy
 
+# Said of a question whose answers stand nowhere: it is asked, and training tells of it in words of its own.
+ALL_THE_SAME = "it is scored all the same"
+# Of a question without a word to ask or to answer.
+EMPTY = ("has no text; it is left out", "has no gold answers; it is left out")
+
 
 @dataclass(frozen=True)
 class Gold:
@@ -39,10 +44,14 @@ class Gold:
 
 @dataclass(frozen=True)
 class Article:
-    """A document of a throw-away knowledge base: its file's name and its paragraphs (id, text)."""
+    """A document of a throw-away knowledge base: its file's name and its paragraphs (id, text).
+
+    titled: whether its name says what it is; else it is a number that every file has.
+    """
 
     name: str
     paragraphs: tuple[tuple[str, str], ...]
+    titled: bool = True
 
     @property
     def text(self) -> str:
@@ -221,7 +230,8 @@ class _Squad:
             if not isinstance(paragraphs, list):
                 self.ids.fault(self.line, f"article {number} has no list 'paragraphs'; it is left out")
                 continue
-            name = f"{self.prefix}{file_stem(article.get('title')) or 'article'}-{number:04d}.txt"
+            title = file_stem(article.get("title"))
+            name = f"{self.prefix}{title or 'article'}-{number:04d}.txt"
             kept: list[tuple[str, str]] = []
             for place, paragraph in enumerate(paragraphs):
                 context = paragraph.get("context") if isinstance(paragraph, dict) else None
@@ -236,7 +246,7 @@ class _Squad:
                 kept.append((id_, tidy(context.strip())))
                 self.questions(paragraph.get("qas"), name, *kept[-1])
             if kept:
-                self.dataset.articles.append(Article(name, tuple(kept)))
+                self.dataset.articles.append(Article(name, tuple(kept), bool(title)))
         return self.dataset
 
     def questions(self, asked: Any, name: str, paragraph: str, context: str) -> None:
@@ -245,20 +255,20 @@ class _Squad:
             self.find(json.dumps(id_, ensure_ascii=False))
             question = row.get("question") if isinstance(row, dict) else None
             if not isinstance(question, str) or not question.strip():
-                self.ids.fault(self.line, f"question '{id_}' has no text; it is left out")
+                self.ids.fault(self.line, f"question '{id_}' {EMPTY[0]}")
                 continue
             texts = _answers(row.get("answers"))
             answerable = not row.get("is_impossible", False)
             if not is_valid(question + "".join(texts)):
                 self.ids.fault(self.line, f"question '{id_}' is not UTF-8; it is left out")
             elif answerable and not texts:
-                self.ids.fault(self.line, f"question '{id_}' has no gold answers; it is left out")
+                self.ids.fault(self.line, f"question '{id_}' {EMPTY[1]}")
             elif self.ids.is_new(id_, self.line):
                 if answerable and not any(text in context or holds(context, text) for text in texts):
                     self.ids.fault(
                         self.line,
-                        f"no gold answer of question '{id_}' ('{texts[0][:60]}') stands in its paragraph; it is scored "
-                        "all the same",
+                        f"no gold answer of question '{id_}' ('{texts[0][:60]}') stands in its paragraph; "
+                        f"{ALL_THE_SAME}",
                     )
                 levels = {"document": {name: 1}, "paragraph": {paragraph: 1}}
                 self.dataset.questions.append(

@@ -40,7 +40,8 @@ class Encoder:
     """Turns samples into examples of at most `cutoff_len` tokens; what is longer is told and left out, never cut.
 
     train_on_prompt: what was asked is learned too. mask_history: only the last answer of a conversation is learned.
-    Plain text is cut into pieces of `cutoff_len` tokens, all of which are learned, and the last of at least two.
+    Plain text is cut into pieces of `cutoff_len` tokens, of which each begins with the last token of the one before:
+    so every token is learned once but the text's first, which nothing stands before.
     """
 
     def __init__(
@@ -144,9 +145,6 @@ class Encoder:
         bos = self.tokenizer.bos_id
         front = [bos] if self.tokenizer.add_bos and bos is not None else []
         ids = [*front, *self.tokenizer.encode(sample.text), min(self.tokenizer.eos_ids)]
-        for start in range(0, len(ids), self.cutoff_len):
-            # The end alone would have nothing before it to learn it from: the token before is there a second time.
-            begin = max(0, min(start, len(ids) - 2))
-            piece = ids[begin : start + self.cutoff_len]
-            if len(piece) > 1:
-                yield Example(tuple(piece), (True,) * len(piece), sample.group, sample.origin)
+        for start in range(0, len(ids) - 1, self.cutoff_len - 1):
+            piece = ids[start : start + self.cutoff_len]
+            yield Example(tuple(piece), (False, *(True for _ in piece[1:])), sample.group, sample.origin)

@@ -17,6 +17,7 @@ from llama.chat import Message
 Passage = TypeVar("Passage")
 
 NO_GOLD = "no passage holds its answer"
+ELSEWHERE = "the passages of its conversation hold another part of its paragraph"
 
 
 class Grounding(Protocol[Passage]):
@@ -49,7 +50,10 @@ class Grounding(Protocol[Passage]):
 
 @dataclass(frozen=True)
 class GroundedQuestion:
-    """A question, its answers (none where it cannot be answered), and the document that it is about."""
+    """A question, its answers (none where it cannot be answered), and the document that it is about.
+
+    lost: its own paragraph holds none of them, though another may say the same of something else.
+    """
 
     id: str
     text: str
@@ -57,6 +61,7 @@ class GroundedQuestion:
     group: str
     origin: str
     paragraph: str | None = None
+    lost: bool = False
 
 
 def grounded(
@@ -77,6 +82,9 @@ def grounded(
     for question in questions:
         count, refused, anywhere = draw.randint(0, distractors), draw.random() < unanswerable, draw.random() < 0.25
         place = draw.random()
+        if question.lost:
+            faults.add(question.origin, NO_GOLD)
+            continue
         gold = grounding.gold(question) if question.answers and not refused else None
         if question.answers and not refused and gold is None:
             faults.add(question.origin, NO_GOLD)
@@ -90,10 +98,10 @@ def grounded(
         if not passages:
             faults.add(question.origin, "no passage is found for it")
             continue
-        if gold is not None:
-            said = grounding.answer(question, [gold]) or min(question.answers, key=len)
-        else:
-            said = grounding.refusal(question.text)
+        said = grounding.answer(question, [gold]) if gold is not None else grounding.refusal(question.text)
+        if said is None:
+            faults.add(question.origin, NO_GOLD)
+            continue
         yield Sample(
             (*grounding.messages(question.text, passages), {"role": "assistant", "content": said}),
             group=question.group,
@@ -161,18 +169,25 @@ def _conversation(
     elsewhere: float,
     faults: Faults,
 ) -> Sample | None:
-    """The questions behind each other, around the passage that answers the first of them that has an answer.
+    """The questions behind each other, around the passage that answers the first of them that one answers.
 
     more: of them, those that a distractor answers are strewn in, up to `elsewhere` times as many as are asked.
     """
     # Those of other paragraphs have their turn in a conversation of their own.
     own = [each for each in asked if each.paragraph == paragraph]
-    anchor = next((each for each in own if each.answers), None)
-    if anchor is None or (gold := grounding.gold(anchor)) is None:
+    dropped: list[GroundedQuestion] = []
+    for anchor in (each for each in own if each.answers):
+        gold = None if anchor.lost else grounding.gold(anchor)
+        if gold is not None:
+            break
+        dropped.append(anchor)
+        faults.add(anchor.origin, NO_GOLD)
+    else:
         for each in own:
-            why = NO_GOLD if anchor is not None else "no question beside it in its conversation has an answer"
-            faults.add(each.origin, why)
+            if not each.answers:
+                faults.add(each.origin, "no question beside it in its conversation has an answer that a passage holds")
         return None
+    asked = [each for each in asked if each not in dropped]
     passages = grounding.others(anchor, count)
     at = min(grounding.rank(anchor), len(passages))
     held = [each for each in more if any(grounding.is_gold(passage, each) for passage in passages)]
@@ -181,10 +196,15 @@ def _conversation(
     random.Random(anchor.id).shuffle(turns)
     messages: list[Message] = []
     for question in turns:
+        if question.lost:
+            if question.paragraph == paragraph:
+                faults.add(question.origin, NO_GOLD)
+            continue
         answer = grounding.answer(question, passages)
         if answer is None and question.answers and question.paragraph == paragraph:
-            # Its passage was cut from this one: whether it is answered, nobody knows.
-            faults.add(question.origin, "the passages of its conversation hold another part of its paragraph")
+            # Where its passage was cut from this one, nobody knows whether it is answered.
+            cut = grounding.gold(question) is not None
+            faults.add(question.origin, ELSEWHERE if cut else NO_GOLD)
             continue
         messages += [grounding.again(question.text)] if messages else grounding.messages(question.text, passages)
         messages.append({"role": "assistant", "content": answer or grounding.refusal(question.text)})

@@ -17,18 +17,23 @@ EDGES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 @dataclass(frozen=True)
 class Quality:
-    """Counts of a dataset. `tokens` is a histogram: upper edge -> examples."""
+    """Counts of a dataset. `tokens` is a histogram: upper edge -> examples.
+
+    moved: samples that are validated on because another table keeps their document for it.
+    """
 
     samples: int
     examples: int
     left_out: int
     too_long: int
+    empty: int
     duplicates: int
     same_prompt: int
     languages: dict[str, int]
     tokens: dict[str, int]
     total_tokens: int
     learned_tokens: int
+    moved: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -36,8 +41,13 @@ class Quality:
     def lines(self) -> list[str]:
         """The report as text."""
         share = self.learned_tokens / max(1, self.total_tokens)
+        moved = (
+            f"{self.moved} samples of other tables were moved to validation: only_validate keeps their document for it",
+        ) * bool(self.moved)
         return [
-            f"{self.examples} examples of {self.samples} samples; {self.left_out} left out ({self.too_long} too long)",
+            f"{self.examples} examples of {self.samples} samples; {self.left_out} left out "
+            f"({self.too_long} too long, {self.empty} empty)",
+            *moved,
             f"{self.duplicates} are given twice, {self.same_prompt} more ask the same and answer otherwise",
             "languages: " + ", ".join(f"{name} {n}" for name, n in self.languages.items()),
             f"{self.total_tokens} tokens, {self.learned_tokens} of them learned ({100 * share:.1f}%)",
@@ -69,8 +79,9 @@ def quality(samples: Sequence[Sample], examples: Sequence[Example], faults: Faul
     return Quality(
         samples=len(samples),
         examples=len(examples),
-        left_out=len(faults.lines),
+        left_out=faults.count,
         too_long=too_long,
+        empty=faults.empty,
         duplicates=sum(n - 1 for n in whole.values()),
         same_prompt=sum(len(answers) - 1 for answers in prompts.values()),
         languages=dict(Counter(map(language, last)).most_common()),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.data.samples import Faults, Sample, text_of
+from finetune.data.samples import EmptyFile, Faults, Sample, text_of
 from finetune.errors import FinetuneError
 from llama.chat import Message
 
@@ -159,17 +159,27 @@ def _weight(turn: Mapping[str, Any]) -> int:
 
 
 def _conversation(turns: list[Message], origin: str, faults: Faults) -> Iterator[Sample]:
-    """The sample, unless its last turn is no answer or an answer of it is empty."""
+    """The sample, unless there is no answer or nothing that it answers, or either is empty."""
     while turns and turns[-1]["role"] != "assistant":
         turns = turns[:-1]
+    empty = {turn["role"] for turn in turns if not turn["content"].strip()}
     if not turns:
         faults.add(origin, "no answer to learn from")
-    elif any(turn["role"] == "assistant" and not turn["content"].strip() for turn in turns):
-        faults.add(origin, "an answer is empty")
-    elif len(turns) < 2 or turns[-2]["role"] == "assistant":
-        faults.add(origin, "nothing was asked")
+    elif "assistant" in empty:
+        faults.add(origin, "an answer is empty", empty=True)
+    elif "user" in empty:
+        faults.add(origin, "a question is empty", empty=True)
+    elif len(turns) < 2 or turns[-2]["role"] == "assistant" or all(turn["role"] != "user" for turn in turns):
+        faults.add(origin, "nothing was asked", empty=True)
+    elif not all(_is_unicode(turn["content"]) for turn in turns):
+        faults.add(origin, "not UTF-8")
     else:
         yield Sample(tuple(turns), group=origin, origin=origin)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no half of a surrogate pair stands alone in it, as JSON can write one; no vocabulary has it."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def read_text(path: Path, layout: Layout, faults: Faults) -> Iterator[Sample]:
@@ -179,14 +189,17 @@ def read_text(path: Path, layout: Layout, faults: Faults) -> Iterator[Sample]:
             try:
                 yield Sample(text=text_of(each), group=str(each), origin=str(each))
             except FinetuneError as error:
-                faults.lines.append(str(error))
+                faults.left_out(str(error), empty=isinstance(error, EmptyFile))
     elif path.suffix in (".jsonl", ".json"):
         column = layout.column("prompt", "text")
         for origin, row in rows_of(path, faults):
-            if isinstance(row.get(column), str) and row[column].strip():
-                yield Sample(text=row[column], group=origin, origin=origin)
+            text = row.get(column)
+            if not isinstance(text, str) or not text.strip():
+                faults.add(origin, f"no text in '{column}' (it has {_told(row)})", empty=isinstance(text, str))
+            elif not _is_unicode(text):
+                faults.add(origin, "not UTF-8")
             else:
-                faults.add(origin, f"no text in '{column}' (it has {_told(row)})")
+                yield Sample(text=text, group=origin, origin=origin)
     else:
         yield Sample(text=text_of(path), group=str(path), origin=str(path))
 

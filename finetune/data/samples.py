@@ -45,15 +45,34 @@ class Example:
 
 @dataclass
 class Faults:
-    """What is wrong with single samples, a line each; they are left out and the rest is used."""
+    """What is wrong with single samples, a line each; they are left out and the rest is used.
+
+    count: of those left out, `empty` of them as nothing is asked or answered; other lines are about what is used.
+    """
 
     lines: list[str] = field(default_factory=list)
+    count: int = 0
+    empty: int = 0
 
-    def add(self, origin: str, what: str) -> None:
-        self.lines.append(f"{origin}: {what}; it is left out")
+    def add(self, origin: str, what: str, empty: bool = False) -> None:
+        self.left_out(f"{origin}: {what}; it is left out", empty)
+
+    def left_out(self, line: str, empty: bool = False) -> None:
+        """A sample that is not used, in the words of whoever found it."""
+        self.note(line)
+        self.count += 1
+        self.empty += empty
+
+    def note(self, line: str) -> None:
+        """Something about a sample that is used all the same."""
+        self.lines.append(line)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.lines)
+
+
+class EmptyFile(FinetuneError):
+    """A file without a word."""
 
 
 def text_of(path: Path) -> str:
@@ -70,5 +89,5 @@ def text_of(path: Path) -> str:
     except OSError as error:
         raise FinetuneError(f"{path} cannot be read ({error.strerror})") from error
     if not text.strip():
-        raise FinetuneError(f"{path} is empty; give a file with samples")
+        raise EmptyFile(f"{path} is empty; give a file with samples")
     return text

@@ -169,7 +169,7 @@ def test_reviewed_questions(settings: Settings, tmp_path: Path) -> None:
     spec = DataSpec(file=str(path), format="questions", unanswerable=0.0)
     found = list(readers(settings)["questions"](path, spec, 1, faults))
     assert [s.messages[-1]["content"] for s in found] == ["In May"]
-    assert len(faults.lines) == 2
+    assert (len(faults.lines), faults.count, faults.empty) == (2, 2, 1)
 
 
 def test_faults_of_reviewed_questions_are_told(settings: Settings, tmp_path: Path) -> None:
@@ -195,6 +195,7 @@ def test_faults_of_reviewed_questions_are_told(settings: Settings, tmp_path: Pat
     assert faults.lines == [
         f"{path}:{n}: {what}; it is left out" for n, what in zip([*range(1, 8), 9, 10], told, strict=True)
     ]
+    assert faults.count == len(told) - 1, "one is about an answer, beside which there is another"
 
 
 def test_without_another_passage_a_question_is_asked_with_its_own(settings: Settings, tmp_path: Path) -> None:

@@ -193,6 +193,21 @@ def test_a_file_can_be_for_validation_only(tiny: Path) -> None:
     assert {e.group for e in found.validation} == {"g2"}
 
 
+def test_a_file_that_holds_nothing_is_not_told_by_another_file_s_fault(tiny: Path, tmp_path: Path) -> None:
+    _, tokenizer, template = spoken(tiny)
+
+    def none_of_the_second(path: Any, spec: Any, seed: int, faults: Any) -> list[Sample]:
+        if path.name == "second":
+            return []
+        faults.add("first:1", "not an object")
+        return questions(path, spec, seed, faults)
+
+    changes = {"data": [{"file": name, "format": "squad"} for name in ("first", "second")]}
+    with pytest.raises(FinetuneError) as raised:
+        prepare(load_config("lora", changes), tokenizer, template, {"squad": none_of_the_second})
+    assert str(raised.value) == "second holds no sample that can be used as squad"
+
+
 BASIC = 'name = "x"\n[method]\nname = "lora"\n[[data]]\nfile = "a"\nformat = "text"\n'
 
 

@@ -249,10 +249,12 @@ def test_plain_text_is_cut_and_learned_whole(spoken: Spoken, tmp_path: Path) -> 
     (tmp_path / "texts" / "b.md").write_text("Snow.")
     (tmp_path / "texts" / "c.txt").write_bytes(b"\xff\xfe\xff")
     found = prepared(spoken, tmp_path / "texts", "text", stage="pretrain", train={"cutoff_len": 64})
-    assert all(all(e.learned) and len(e.ids) <= 64 for e in found.training)
-    whole = [i for e in found.training if e.group.endswith("a.txt") for i in e.ids]
+    pieces = [e for e in found.training if e.group.endswith("a.txt")]
+    assert all(len(e.ids) <= 64 for e in pieces)
+    whole = [pieces[0].ids[0], *(i for e in pieces for i in e.ids[1:])]
     assert spoken[0].decode(whole[:-1]) == "The herd comes down in October. " * 30
     assert whole[-1] in spoken[0].eos_ids
+    assert [spoken[0].decode(e.ids[:-1]) for e in found.training if e.group.endswith("b.md")] == ["Snow."]
     assert any("not UTF-8" in line for line in found.faults.lines)
     rows = written(tmp_path / "a.jsonl", [{"text": "Snow."}, {"no": 1}])
     assert len(prepared(spoken, rows, "text", stage="pretrain").training) == 1
@@ -269,8 +271,27 @@ def test_every_text_learns_its_end(more: int, spoken: Spoken, tmp_path: Path) ->
     ends = [e.ids for e in found if e.ids[-1] in spoken[0].eos_ids]
     assert len(ends) == 1
     assert 2 <= len(ends[0]) <= cut["cutoff_len"]
-    tokens = [i for e in found for i in e.ids]
-    assert len(tokens) - size in (0, 1)
+    assert sum(e.supervised for e in found) == size - 1
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("cutoff_len", [2, 3, 4, 17, 18, 19])
+def test_every_token_of_a_text_is_learned_once(cutoff_len: int, bos: bool, spoken: Spoken, tmp_path: Path) -> None:
+    """A token is learned from the one before it, so that pieces share one; nothing stands before the first of all."""
+    tokenizer = copy(spoken[0])
+    tokenizer.add_bos, tokenizer.bos_id = bos, 1
+    ids = [*[1] * bos, *tokenizer.encode("The herd comes down in October. " * 3)[: 17 - bos], min(tokenizer.eos_ids)]
+    text = tokenizer.decode(ids[bos:-1])
+    encoder = Encoder(tokenizer, None, cutoff_len, "alpaca")
+    pieces = list(encoder([Sample(text=text, group="g", origin="o")], Faults()))
+    assert max(len(piece.ids) for piece in pieces) <= cutoff_len
+    learned = [
+        i for piece in pieces for k, (i, is_learned) in enumerate(zip(piece.ids, piece.learned, strict=True))
+        if is_learned and k > 0
+    ]  # fmt: skip
+    assert learned == ids[1:]
+    marked = sum(sum(piece.learned) for piece in pieces)
+    assert marked == sum(piece.supervised for piece in pieces), "what a dry run marks is what is learned"
 
 
 # -- dataset_info.json -------------------------------------------------------------------------------------------------
@@ -377,6 +398,25 @@ def test_a_template_that_ends_no_turn_learns_to_stop_all_the_same(spoken: Spoken
     assert found[0].ids[-1] in spoken[0].eos_ids
     assert found[0].learned[-1]
     assert [line.partition(":")[0] for line in faults.lines] == ["two"]
+
+
+@pytest.mark.parametrize("space", [" ", "\n"])
+def test_of_several_ends_an_unended_template_learns_the_first(space: str, spoken: Spoken) -> None:
+    """As Alpaca's prompts and plain text do; the space melts into the answer's first token, the line feed does not."""
+    tokenizer = copy(spoken[0])
+    tokenizer.eos_ids = frozenset({0, 2})
+    plain = ChatTemplate("{% for m in messages %}{{ m.role }}:" + space + "{{ m.content }}{% endfor %}"
+                         "{% if add_generation_prompt %}assistant:" + space + "{% endif %}", tokenizer)  # fmt: skip
+    said = Sample(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}), origin="o")
+    faults = Faults()
+    ends = [
+        example.ids[-1]
+        for encoder in (Encoder(tokenizer, plain, 200), Encoder(tokenizer, None, 200, "alpaca"))
+        for sample in (said, Sample(text="Snow.", origin="t"))
+        for example in encoder([sample], faults)
+    ]
+    assert ends == [0] * 4
+    assert not faults.lines
 
 
 def test_a_space_before_an_answer_is_learned_only_where_it_is_meant(spoken: Spoken) -> None:
@@ -500,6 +540,41 @@ def test_no_question_is_dropped_without_a_line() -> None:
     assert [line.partition(": ")[0] for line in faults.lines[:2]] == ["f:1", "f:2"]
     assert len(faults.lines) == 3, "and the one of the two whose passage is not shown"
     assert faults.lines[2].endswith("hold another part of its paragraph; it is left out")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_question_without_its_passage_leaves_the_conversation_to_the_others(seed: int) -> None:
+    """Whichever of them is asked first; and those that have no answer are no less asked behind it."""
+    rows = [("0", "lost?", ("a",)), ("1", "lost too?", ("a",)), ("2", "q?", ("b",)), ("3", "who?", ())]
+    questions = [GroundedQuestion(id_, text, answers, "g", f"f:{id_}", "p") for id_, text, answers in rows]
+    faults = Faults()
+    [sample] = conversations(questions, Shelf(), 0, 0.0, seed, 4, faults=faults)
+    assert sorted(m["content"] for m in sample.messages[1::2]) == ["I could not find it.", "b"]
+    assert sorted(faults.lines) == [f"f:{k}: no passage holds its answer; it is left out" for k in (0, 1)]
+    assert faults.count == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_question_that_its_own_paragraph_does_not_answer_is_in_no_conversation(seed: int) -> None:
+    """Neither in its own nor, as one to be refused, in another: there a passage may say the same of something else."""
+    questions = [
+        GroundedQuestion(f"{p}{n}", f"{p}{n}?", ("a",), "g", f"f:{p}{n}", p, lost=n == 0)
+        for p in "pq"
+        for n in range(3)
+    ]
+    faults = Faults()
+    made = list(conversations(questions, Shelf(), 0, 0.9, seed, 4, faults=faults))
+    asked = " ".join(m["content"] for sample in made for m in sample.messages if m["role"] == "user")
+    assert "q1?" in asked
+    assert not {"p0?", "q0?"}.intersection(asked.replace("|", " ").split())
+    assert "gold of p0" not in asked, "nor is its passage what the others are asked about"
+    assert "gold of q0" not in asked
+    assert sorted(line for line in faults.lines if "no passage" in line) == [
+        f"f:{p}0: no passage holds its answer; it is left out" for p in "pq"
+    ]
+    alone = Faults()
+    assert len(list(grounded(questions, Shelf(), 0, 1.0, 0, alone))) == 4
+    assert alone.count == 2
 
 
 def test_however_many_ask_of_other_paragraphs_one_asks_of_the_conversation_s_own() -> None:
