@@ -56,7 +56,9 @@ def forward(engine: Engine, variants: list[Variant], ids: list[int]) -> tuple[fl
     caches = [each.new_cache(1, PROMPT + STEPS) for each in variants]
     start = clock()
     for variant, cache in zip(variants, caches, strict=True):
-        engine.forward([ids[:PROMPT]], [cache], variants=[variant])
+        piece = PROMPT if variant.grid == 1 else variant.grid  # as the scheduler reads it
+        for place in range(0, PROMPT, piece):
+            engine.forward([ids[place : place + piece]], [cache], variants=[variant])
     end = clock()
     rate, best = len(caches) * PROMPT / (end - start), 0.0
     for token in ids[PROMPT : PROMPT + STEPS]:
