@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +38,12 @@ def oracle_tokenizer(gguf_path: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def oracle(gguf_path: Path) -> Iterator[Any]:
+def oracle(gguf_path: Path) -> Any:
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(
         gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32
     )
-    with torch.inference_mode():
-        yield model.eval()
+    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")
