@@ -206,6 +206,7 @@ def train(
     `config.start` names. Raises FinetuneError, also where another process is training one of this name.
     """
     folder, world, tokenizer = runs / config.name, world or Alone(), checkpoint.tokenizer()
+    require_fit(config, checkpoint.config)
     with held(folder, world):
         if not (resume or restart) and Checkpoints(folder, config.train.save_total_limit).unfinished():
             raise FinetuneError(
@@ -217,8 +218,6 @@ def train(
             base = replace(base, chat_template=ALPACA_CHAT)
         if start is not None:
             go_on_from(start, learner.adapter, learner.model, config.method_name, base)
-        if config.train.final_scale < 1:
-            learner.adapter.weaken(1.0)  # a method that cannot says so before it trains
         trainer = Trainer(
             learner,
             prepared.training,

@@ -23,7 +23,7 @@ from finetune.errors import FinetuneError
 from finetune.folder import Base, load_adapter, save_adapter, serve_adapter
 from llama import engine as engine_module
 from llama import packed_file
-from llama.adaptation import NONE
+from llama.adaptation import NONE, Apart
 from llama.chat_model import ChatLlama
 from llama.config import ModelConfig
 from llama.engine import Engine
@@ -226,6 +226,25 @@ def test_those_beside_the_compiled_step_are_exact(form: str, shelf: Path) -> Non
     found = [engine_of("int4", shelf).log_likelihoods([pair], adapter=form)[0] for pair in scored]
     assert together.log_likelihoods(scored, adapter=form) == found
     assert max(pieces) == 64, "whatever is known, the same pieces"
+
+
+def test_apart_hands_every_seam_on(shelf: Path) -> None:
+    """Of an adaptation in products or in front of a sequence, too, each gets its own."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 7, TINY.dim, generator=draw)
+    for form in ("lora", "prefix_tuning", "prompt_tuning"):
+        model = tiny_model(TINY)
+        inner = load_adapter(shelf / "float32" / form, model)[1]
+        apart = Apart(inner, [3, 4])
+        linear = model.get_submodule("layers.0.self_attn.q_proj")
+        with torch.no_grad():
+            wanted = [inner.project(0, "q_proj", linear, part) for part in torch.split(x, [3, 4], 1)]
+            assert torch.allclose(apart.project(0, "q_proj", linear, x), torch.cat(wanted, 1), atol=1e-6)
+            assert apart.prefix_length == inner.prefix_length
+            if inner.prefix_length:
+                assert all(map(torch.equal, apart.prefix(1), inner.prefix(1)))
+            assert (apart.virtual is None) == (inner.virtual is None)
+            assert inner.virtual is None or apart.virtual is None or torch.equal(apart.virtual, inner.virtual)
 
 
 def test_kept_prefixes_share_one_memory(shelf: Path) -> None:
